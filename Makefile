@@ -1,0 +1,61 @@
+# Everything a newcomer needs: `make demo` shows it, `make test` proves it. Both install what they need.
+PYTHON ?= /usr/bin/python3
+VENV := .venv
+BIN := $(VENV)/bin
+OBJECT := agent/tailspan/_bpf/tailspan.bpf.o
+PACKAGES := python3-venv python3-pip make clang llvm libbpf-dev libbpf1
+RUN := $(if $(filter 0,$(shell id -u)),,sudo)
+
+.DEFAULT_GOAL := help
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+demo: venv ## a worker, a neighbour that takes its CPU, and the explanation of one slow request (root)
+	$(RUN) $(BIN)/python -m tailspan.worker.demo --store .demo
+
+test: venv ## lint, types, layers, and all tests (root: the kernel tests load BPF)
+	$(MAKE) check
+	$(RUN) $(BIN)/pytest $(PYTEST_FLAGS)
+
+check: venv ## formatting, lint, types, import layers, generated files
+	$(BIN)/ruff format --check -q agent tests bpf
+	$(BIN)/ruff check -q agent tests bpf
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python -m tailspan.collect.bpf.codegen $(OBJECT) $(VENV)/events.py
+	diff -u agent/tailspan/wire/events.py $(VENV)/events.py
+
+bench: venv ## what the agent costs, agent on against absent (root; JSON=file writes it as JSON)
+	$(RUN) $(BIN)/python -m tests.bench $(if $(JSON),--json $(JSON))
+
+events: venv ## regenerate wire/events.py after bpf/events.h changed
+	$(BIN)/python -m tailspan.collect.bpf.codegen $(OBJECT) agent/tailspan/wire/events.py
+
+bpf: deps ## compile the BPF object
+	@$(MAKE) --no-print-directory -C bpf
+
+dist: venv ## wheel and source distribution in dist/
+	$(BIN)/pip install -q build
+	$(BIN)/python -m build --outdir dist .
+
+venv: $(VENV)/installed ## the virtual environment, with the agent, the worker and the test tools in it
+
+deps: ## Debian packages, only those that are missing
+	@missing=$$(for p in $(PACKAGES); do dpkg-query -W -f '$${Status}' $$p 2>/dev/null | grep -q 'ok installed' || echo $$p; done); \
+	if [ -n "$$missing" ]; then \
+	  echo "installing:" $$missing; \
+	  $(RUN) apt-get update -q && $(RUN) env DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends $$missing; \
+	fi
+
+$(VENV)/installed: pyproject.toml bpf/hatch_build.py $(wildcard bpf/*.c bpf/*.h bpf/Makefile) | deps
+	@$(MAKE) --no-print-directory -C bpf
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install -q --disable-pip-version-check -e '.[worker,dev]'
+	@touch $@
+
+clean: ## remove what make made
+	rm -rf $(VENV) .demo dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	$(MAKE) -C bpf clean
+
+.PHONY: help demo test check bench events bpf dist venv deps clean
