@@ -1,0 +1,82 @@
+// SPDX-License-Identifier: (GPL-2.0-only OR Apache-2.0)
+/*
+ * Time that interrupts and softirqs took from whoever was on the CPU: one total per CPU, read at switch-in and
+ * switch-out. An interrupt inside a softirq counts once. The marks also tell a wake-up from an interrupt from one by
+ * the task that happened to be running. Not seen: IPIs, which take microseconds.
+ */
+#include "maps.bpf.h"
+
+static __always_inline struct cpu_state *this_cpu(void)
+{
+	u32 cpu = bpf_get_smp_processor_id();
+
+	return bpf_map_lookup_elem(&cpus, &cpu);
+}
+
+static __always_inline int enter_irq(void)
+{
+	struct cpu_state *c = this_cpu();
+
+	if (c)
+		c->irq_enter_mono_ns = bpf_ktime_get_ns();
+	return 0;
+}
+
+static __always_inline int exit_irq(void)
+{
+	struct cpu_state *c = this_cpu();
+
+	if (!c || !c->irq_enter_mono_ns)
+		return 0;
+	if (!c->softirq_enter_mono_ns)
+		c->irq_ns += bpf_ktime_get_ns() - c->irq_enter_mono_ns;
+	c->irq_enter_mono_ns = 0;
+	return 0;
+}
+
+SEC("tp_btf/irq_handler_entry")
+int BPF_PROG(on_irq_entry)
+{
+	return enter_irq();
+}
+
+SEC("tp_btf/irq_handler_exit")
+int BPF_PROG(on_irq_exit)
+{
+	return exit_irq();
+}
+
+/* x86: the local timer has a vector and tracepoints of its own; elsewhere it is an ordinary interrupt. */
+SEC("tp_btf/local_timer_entry")
+int BPF_PROG(on_timer_entry)
+{
+	return enter_irq();
+}
+
+SEC("tp_btf/local_timer_exit")
+int BPF_PROG(on_timer_exit)
+{
+	return exit_irq();
+}
+
+SEC("tp_btf/softirq_entry")
+int BPF_PROG(on_softirq_entry)
+{
+	struct cpu_state *c = this_cpu();
+
+	if (c)
+		c->softirq_enter_mono_ns = bpf_ktime_get_ns();
+	return 0;
+}
+
+SEC("tp_btf/softirq_exit")
+int BPF_PROG(on_softirq_exit)
+{
+	struct cpu_state *c = this_cpu();
+
+	if (c && c->softirq_enter_mono_ns) {
+		c->irq_ns += bpf_ktime_get_ns() - c->softirq_enter_mono_ns;
+		c->softirq_enter_mono_ns = 0;
+	}
+	return 0;
+}

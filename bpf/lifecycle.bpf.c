@@ -1,0 +1,152 @@
+// SPDX-License-Identifier: (GPL-2.0-only OR Apache-2.0)
+/* Which threads are followed: adopted while they live, from birth when their parent is, until exit. */
+#include "maps.bpf.h"
+#include "thread.bpf.h"
+
+static __always_inline void write_thread_event(struct task_struct *task, u32 kind, u64 now)
+{
+	struct thread_event *e = reserve(&thread_rings, sizeof(*e), CLASS_THREAD);
+
+	if (!e)
+		return;
+	e->mono_ns = now;
+	e->cgroup_id = cpu_cgroup_id(task);
+	e->kind = kind;
+	e->tid = task->pid;
+	e->tgid = task->tgid;
+	e->ns_tid = namespace_id(task);
+	e->ns_tgid = namespace_id(task->group_leader);
+	e->parent_tgid = BPF_CORE_READ(task, real_parent, tgid);
+	read_comm(e->comm, task);
+	bpf_ringbuf_submit(e, BPF_RB_NO_WAKEUP);
+}
+
+static __always_inline struct follow *begin(struct task_struct *task, u64 now)
+{
+	struct follow *f = bpf_task_storage_get(&follows, task, 0, BPF_LOCAL_STORAGE_GET_F_CREATE);
+
+	if (!f) {
+		count_loss(CLASS_THREAD);
+		return 0;
+	}
+	f->followed_mono_ns = now;
+	f->run_mono_ns = now;
+	return f;
+}
+
+/* Before the task's first wake-up (sched_wakeup_new), in the parent's context. */
+SEC("tp_btf/task_newtask")
+int BPF_PROG(on_newtask, struct task_struct *task)
+{
+	u32 tgid = task->tgid;
+	struct follow *f;
+	u64 now;
+
+	if (!follow_of(bpf_get_current_task_btf()) && !bpf_map_lookup_elem(&targets, &tgid))
+		return 0;
+	now = bpf_ktime_get_ns();
+	f = begin(task, now);
+	if (!f)
+		return 0;
+	f->off_mono_ns = now;
+	f->flags = CYCLE_BORN;
+	f->syscall_nr = -1;
+	write_thread_event(task, THREAD_BORN, now);
+	return 0;
+}
+
+SEC("tp_btf/sched_process_exec")
+int BPF_PROG(on_exec, struct task_struct *task)
+{
+	if (follow_of(task))
+		write_thread_event(task, THREAD_EXEC, bpf_ktime_get_ns());
+	return 0;
+}
+
+SEC("tp_btf/sched_process_exit")
+int BPF_PROG(on_exit, struct task_struct *task)
+{
+	if (follow_of(task))
+		write_thread_event(task, THREAD_EXIT, bpf_ktime_get_ns());
+	return 0;
+}
+
+/* The thread was there before us: from its state now, say what it is doing. Not under its run-queue lock: a switch
+ * at this very moment can make the first turn wrong, switch_out puts the rest right. */
+static __always_inline void adopt(struct task_struct *task, struct follow *f, u64 now)
+{
+	u32 cpu = task->thread_info.cpu;
+	struct cpu_state *c = bpf_map_lookup_elem(&cpus, &cpu);
+
+	if (!c)
+		return;
+	if (task->on_cpu) {
+		f->irq_at_on_ns = c->irq_ns;
+		return;
+	}
+	f->flags = CYCLE_SEEDED;
+	f->syscall_nr = SYSCALL_NR((struct pt_regs *)bpf_task_pt_regs(task));
+	f->run_cpu = cpu;
+	f->wait_cpu = cpu;
+	f->state = task->__state;
+	if (!f->state) {
+		f->ready_mono_ns = now;
+		enqueue(f, cpu, now);
+	}
+	f->off_mono_ns = now;
+}
+
+/* Walks all tasks: adopts the threads of targets, then reports every followed thread. Reading it is how user space
+ * both starts to follow a process and sees the intervals that are still open. */
+SEC("iter/task")
+int iter_threads(struct bpf_iter__task *ctx)
+{
+	struct task_struct *task = ctx->task;
+	struct thread_state s = {};
+	struct follow *f;
+	u32 tgid;
+	u64 now;
+
+	if (!task)
+		return 0;
+	now = bpf_ktime_get_ns();
+	tgid = task->tgid;
+	f = follow_of(task);
+	if (!f) {
+		if (!bpf_map_lookup_elem(&targets, &tgid) || task->flags & PF_KTHREAD)
+			return 0;
+		f = begin(task, now);
+		if (!f)
+			return 0;
+		adopt(task, f, now);
+	}
+	s.taken_mono_ns = now;
+	s.followed_mono_ns = f->followed_mono_ns;
+	s.run_mono_ns = f->run_mono_ns;
+	s.off_mono_ns = f->off_mono_ns;
+	s.ready_mono_ns = f->ready_mono_ns;
+	s.irq_ns = f->irq_ns;
+	s.short_blocked_ns = f->short_blocked_ns;
+	s.short_runq_ns = f->short_runq_ns;
+	s.total_runq_ns = f->total_runq_ns;
+	s.total_blocked_ns = f->total_blocked_ns;
+	s.total_waits = f->total_waits;
+	s.cgroup_id = cpu_cgroup_id(task);
+	s.mode = !f->off_mono_ns ? MODE_RUNNING : f->ready_mono_ns ? MODE_RUNNABLE : MODE_BLOCKED;
+	s.tid = task->pid;
+	s.tgid = tgid;
+	s.ns_tid = namespace_id(task);
+	s.ns_tgid = namespace_id(task->group_leader);
+	s.short_count = f->short_count;
+	s.state = f->state;
+	s.syscall_nr = f->syscall_nr;
+	s.flags = f->flags;
+	s.run_cpu = f->run_cpu;
+	s.wait_cpu = f->wait_cpu;
+	s.waker_tid = f->waker_tid;
+	s.waker_tgid = f->waker_tgid;
+	__builtin_memcpy(s.waker_comm, f->waker_comm, COMM_LEN);
+	read_comm(s.comm, task);
+	bpf_seq_write(ctx->meta->seq, &s, sizeof(s));
+	return 0;
+}

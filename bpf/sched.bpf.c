@@ -1,0 +1,330 @@
+// SPDX-License-Identifier: (GPL-2.0-only OR Apache-2.0)
+/*
+ * What every followed thread did: on a CPU, blocked, in a run queue; and who had the CPU it waited for.
+ *
+ * A thread that is not followed costs two storage look-ups and one array look-up a switch. Slices of other threads
+ * are written only on a CPU whose run queue holds a followed thread.
+ *
+ * All changes of one thread's struct follow happen under the run-queue lock of the CPU it is on (sched_switch,
+ * sched_wakeup, sched_migrate_task of a queued thread) or, for the waker's identity, under its pi_lock
+ * (sched_waking), so no field is written by two CPUs at once.
+ */
+#include "maps.bpf.h"
+#include "thread.bpf.h"
+
+/* An interval off the CPU shorter than this is folded into the next record (sums stay exact). */
+const volatile u64 short_wait_ns = 10000;
+/* ... unless the turn has lasted this long: a record is due, so that no request sees a stale sum. */
+const volatile u64 max_turn_ns = 20000000;
+
+/* Which kind of interrupt this CPU is in, as cycle flags; the irq probe keeps the marks, without it: 0. */
+static __always_inline u32 waker_context(void)
+{
+	u32 cpu = bpf_get_smp_processor_id();
+	struct cpu_state *c = bpf_map_lookup_elem(&cpus, &cpu);
+
+	if (!c)
+		return 0;
+	if (c->irq_enter_mono_ns)
+		return CYCLE_WAKER_IRQ;
+	return c->softirq_enter_mono_ns ? CYCLE_WAKER_SOFTIRQ : 0;
+}
+
+static __always_inline bool throttled(struct task_struct *task)
+{
+	struct task_struct___throttled *new = (void *)task;
+
+	if (bpf_core_field_exists(new->throttled))
+		return BPF_CORE_READ(new, throttled);
+	return BPF_CORE_READ(task, se.cfs_rq, throttle_count) > 0;
+}
+
+static __always_inline void read_runner(struct runner *r, struct task_struct *task)
+{
+	r->cgroup_id = cpu_cgroup_id(task);
+	r->tid = task->pid;
+	r->tgid = task->tgid;
+	r->flags = task->flags & PF_KTHREAD ? RUNNER_KTHREAD : 0;
+	r->pad = 0;
+	read_comm(r->comm, task);
+}
+
+static __always_inline struct cpu_slice *begin_slice(u32 cpu, u64 start, u64 end, u32 flags)
+{
+	struct cpu_slice *slice = reserve(&slice_rings, sizeof(*slice), CLASS_SLICE);
+
+	if (slice) {
+		slice->start_mono_ns = start;
+		slice->end_mono_ns = end;
+		slice->flags = flags;
+		slice->cpu = cpu;
+		slice->pad = 0;
+	}
+	return slice;
+}
+
+/* The thread enters cpu's run queue. */
+static __always_inline void enqueue(struct follow *f, u32 cpu, u64 now)
+{
+	struct cpu_state *c = bpf_map_lookup_elem(&cpus, &cpu);
+
+	if (!c || f->queued)
+		return;
+	f->queued = 1;
+	f->wait_cpu = cpu;
+	if (__sync_fetch_and_add(&c->waiters, 1) == 0) {
+		c->observed_mono_ns = now;
+		c->runner_known = 0;
+		c->owed = 0;
+	}
+}
+
+/* It leaves the queue it is in. Returns that CPU's state, 0 if it was in none. */
+static __always_inline struct cpu_state *dequeue(struct follow *f)
+{
+	u32 cpu = f->wait_cpu;
+	struct cpu_state *c = f->queued ? bpf_map_lookup_elem(&cpus, &cpu) : 0;
+
+	if (!c)
+		return 0;
+	f->queued = 0;
+	__sync_fetch_and_add(&c->waiters, -1);
+	return c;
+}
+
+/* Write the turn that ends at on_ns and begin the next one there. runner: who had the CPU last, 0 if a slice says
+ * so already. */
+static __always_inline void write_cycle(struct task_struct *task, struct follow *f, u64 on_ns, u32 flags,
+					struct task_struct *runner, u64 runner_since)
+{
+	struct thread_cycle *r = reserve(&cycle_rings, sizeof(*r), CLASS_CYCLE);
+
+	if (r) {
+		r->run_mono_ns = f->run_mono_ns;
+		r->off_mono_ns = f->off_mono_ns;
+		r->ready_mono_ns = f->ready_mono_ns;
+		r->on_mono_ns = on_ns;
+		r->irq_ns = f->irq_ns;
+		r->short_blocked_ns = f->short_blocked_ns;
+		r->short_runq_ns = f->short_runq_ns;
+		r->short_count = f->short_count;
+		r->tid = task->pid;
+		r->tgid = task->tgid;
+		r->state = f->state;
+		r->syscall_nr = f->syscall_nr;
+		r->waker_tid = f->state ? f->waker_tid : 0;
+		r->waker_tgid = f->state ? f->waker_tgid : 0;
+		flags |= f->state ? f->waker_flags : 0;
+		r->run_cpu = f->run_cpu;
+		r->wait_cpu = f->wait_cpu;
+		r->pad = 0;
+		__builtin_memcpy(r->waker_comm, f->waker_comm, COMM_LEN);
+		r->runner_since_mono_ns = runner ? runner_since : 0;
+		if (runner) {
+			flags |= CYCLE_RUNNER;
+			read_runner(&r->runner, runner);
+		} else {
+			__builtin_memset(&r->runner, 0, sizeof(r->runner));
+		}
+		r->flags = f->flags | flags;
+		bpf_ringbuf_submit(r, BPF_RB_NO_WAKEUP);
+	}
+	/* A lost record leaves a seam that the reader sees: the next turn starts here all the same. */
+	f->run_mono_ns = on_ns;
+	f->irq_ns = 0;
+	f->short_blocked_ns = 0;
+	f->short_runq_ns = 0;
+	f->short_count = 0;
+}
+
+static __always_inline void switch_out(struct task_struct *task, struct follow *f, struct cpu_state *c, u32 cpu,
+				       bool preempt, u32 prev_state, u64 now)
+{
+	struct pt_regs *regs;
+
+	dequeue(f); /* adopted while it was being switched in: it was counted as waiting and is not */
+	f->irq_ns += c->irq_ns - f->irq_at_on_ns;
+	f->off_mono_ns = now;
+	f->run_cpu = cpu;
+	f->wait_cpu = cpu;
+	f->state = preempt ? 0 : prev_state;
+	f->flags = 0;
+	f->ready_mono_ns = 0;
+	f->syscall_nr = -1;
+	if (!(task->flags & PF_KTHREAD)) {
+		regs = (struct pt_regs *)bpf_task_pt_regs(task);
+		f->syscall_nr = SYSCALL_NR(regs);
+	}
+	if (task->in_iowait)
+		f->flags |= CYCLE_IOWAIT;
+	if (f->state == 0) { /* preempt alone is not it: on return to user mode it is false */
+		f->flags |= CYCLE_PREEMPTED;
+		if (throttled(task))
+			f->flags |= CYCLE_THROTTLED;
+		f->ready_mono_ns = now;
+		enqueue(f, cpu, now);
+	}
+}
+
+static __always_inline void switch_in(struct task_struct *task, struct follow *f, struct cpu_state *c, u32 cpu,
+				      struct task_struct *runner, u64 now)
+{
+	u64 off = f->off_mono_ns, ready = f->ready_mono_ns, since;
+
+	f->irq_at_on_ns = c->irq_ns;
+	if (!off) /* adopted while it ran: its first turn begins when it was adopted */
+		return;
+	if (!ready) { /* its wake-up came before the switch-out was seen, or before it was followed */
+		ready = now;
+		f->ready_mono_ns = now;
+		f->wait_cpu = cpu;
+	}
+	f->total_waits++;
+	f->total_blocked_ns += ready - off;
+	f->total_runq_ns += now - ready;
+	if (now - off < short_wait_ns && now - f->run_mono_ns < max_turn_ns) {
+		f->short_count++;
+		f->short_blocked_ns += ready - off;
+		f->short_runq_ns += now - ready;
+	} else {
+		since = c->observed_mono_ns > ready ? c->observed_mono_ns : ready;
+		write_cycle(task, f, now, 0, runner, since);
+	}
+	f->off_mono_ns = 0;
+	f->ready_mono_ns = 0;
+}
+
+/* The four-argument form is since 5.18, commit fa2c3254d7cf "sched/tracing: Don't re-read p->state when emitting
+ * sched_switch event"; prev->__state read here may already say TASK_WAKING. */
+SEC("tp_btf/sched_switch")
+int BPF_PROG(on_switch, bool preempt, struct task_struct *prev, struct task_struct *next, unsigned int prev_state)
+{
+	u32 cpu = bpf_get_smp_processor_id();
+	struct cpu_state *c = bpf_map_lookup_elem(&cpus, &cpu);
+	struct follow *p = prev->pid ? follow_of(prev) : 0;
+	struct follow *n = next->pid ? follow_of(next) : 0;
+	struct cpu_slice *slice;
+	bool sliced = false;
+	u64 now;
+
+	if (!c)
+		return 0;
+	if (!p) {
+		barrier_var(n); /* or clang merges the two tests into p | n, which the verifier refuses */
+		if (!n && c->waiters <= 0 && !c->owed)
+			return 0;
+	}
+	now = bpf_ktime_get_ns();
+	if (n)
+		dequeue(n);
+	if (c->waiters > 0 || c->owed) {
+		/* Others still wait, each of them is owed this slice; next's own record need not repeat it. */
+		slice = begin_slice(cpu, c->observed_mono_ns, now, 0);
+		if (slice) {
+			read_runner(&slice->runner, prev);
+			bpf_ringbuf_submit(slice, BPF_RB_NO_WAKEUP);
+		}
+		sliced = true;
+	}
+	if (n)
+		switch_in(next, n, c, cpu, sliced ? 0 : prev, now);
+	if (sliced) {
+		c->observed_mono_ns = now;
+		c->owed = 0;
+	}
+	if (p && !(prev_state & TASK_DEAD))
+		switch_out(prev, p, c, cpu, preempt, prev_state, now);
+	if (c->waiters > 0) {
+		read_runner(&c->runner, next);
+		c->runner_known = 1;
+	}
+	return 0;
+}
+
+/* In the waker's context: who woke it. May come before the switch-out of a thread that is just going to sleep, so
+ * switch_out leaves it alone. */
+SEC("tp_btf/sched_waking")
+int BPF_PROG(on_waking, struct task_struct *task)
+{
+	struct follow *f = follow_of(task);
+	struct task_struct *waker;
+
+	if (!f)
+		return 0;
+	waker = bpf_get_current_task_btf();
+	f->waker_tid = waker->pid;
+	f->waker_tgid = waker->tgid;
+	read_comm(f->waker_comm, waker);
+	f->waker_flags = waker_context();
+	return 0;
+}
+
+static __always_inline int runnable(struct task_struct *task)
+{
+	struct follow *f = follow_of(task);
+	u64 now;
+
+	if (!f || !f->off_mono_ns || f->ready_mono_ns)
+		return 0;
+	now = bpf_ktime_get_ns();
+	f->ready_mono_ns = now;
+	if (throttled(task))
+		f->flags |= CYCLE_THROTTLED;
+	enqueue(f, task->thread_info.cpu, now);
+	return 0;
+}
+
+/* On the run queue: where the wait for a CPU begins. Not sched_waking: that would add the wake-up path (14 %). */
+SEC("tp_btf/sched_wakeup")
+int BPF_PROG(on_wakeup, struct task_struct *task)
+{
+	return runnable(task);
+}
+
+SEC("tp_btf/sched_wakeup_new")
+int BPF_PROG(on_wakeup_new, struct task_struct *task)
+{
+	return runnable(task);
+}
+
+/* A queued thread is moved to another CPU's queue: close the wait on the old one. Fires with the old run queue
+ * locked, before the task's cpu changes. */
+SEC("tp_btf/sched_migrate_task")
+int BPF_PROG(on_migrate, struct task_struct *task, int dest_cpu)
+{
+	struct follow *f = follow_of(task);
+	struct cpu_slice *slice;
+	struct cpu_state *c;
+	u32 old_cpu;
+	u64 now;
+
+	if (!f || !f->queued)
+		return 0;
+	old_cpu = f->wait_cpu;
+	c = dequeue(f);
+	if (!c)
+		return 0;
+	now = bpf_ktime_get_ns();
+	/* Whoever runs there goes on running and no switch may come for long: say now what it took so far. */
+	if (c->runner_known) {
+		slice = begin_slice(old_cpu, c->observed_mono_ns, now, SLICE_UNFINISHED);
+		if (slice) {
+			slice->runner = c->runner;
+			bpf_ringbuf_submit(slice, BPF_RB_NO_WAKEUP);
+		}
+		c->observed_mono_ns = now;
+	} else if (c->waiters <= 0) {
+		c->owed = 1;
+	}
+	if (f->ready_mono_ns) {
+		f->total_blocked_ns += f->ready_mono_ns - f->off_mono_ns;
+		f->total_runq_ns += now - f->ready_mono_ns;
+		write_cycle(task, f, now, CYCLE_MOVED, 0, 0);
+		f->off_mono_ns = now;
+		f->ready_mono_ns = now;
+		f->state = 0;
+		f->flags &= CYCLE_THROTTLED | CYCLE_PREEMPTED;
+	}
+	enqueue(f, dest_cpu, now);
+	return 0;
+}

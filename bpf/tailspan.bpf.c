@@ -1,0 +1,8 @@
+// SPDX-License-Identifier: (GPL-2.0-only OR Apache-2.0)
+/* One object: the subsystems are one translation unit, so that maps and knobs need no linker. */
+#include "sched.bpf.c"
+#include "lifecycle.bpf.c"
+#include "irq.bpf.c"
+#include "syscall.bpf.c"
+
+char LICENSE[] SEC("license") = "GPL";

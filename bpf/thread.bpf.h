@@ -1,0 +1,32 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR Apache-2.0) */
+/* Identity of a thread: its cgroup and its ids in its own pid namespace. */
+#ifndef TAILSPAN_THREAD_H
+#define TAILSPAN_THREAD_H
+
+#include "maps.bpf.h"
+
+/* Set by the loader where the cpu controller is mounted as cgroup v1: then a cgroup id means that hierarchy. */
+const volatile bool cpu_controller_v1 = false;
+
+static __always_inline u64 cpu_cgroup_id(struct task_struct *task)
+{
+	if (cpu_controller_v1)
+		return BPF_CORE_READ(task, sched_task_group, css.cgroup, kn, id);
+	return BPF_CORE_READ(task, cgroups, dfl_cgrp, kn, id);
+}
+
+/* The task's number in its innermost pid namespace. */
+static __always_inline u32 namespace_id(struct task_struct *task)
+{
+	struct pid *pid = BPF_CORE_READ(task, thread_pid);
+	unsigned int level = BPF_CORE_READ(pid, level);
+	struct upid upid = {};
+
+	if (!pid || level > 32) /* MAX_PID_NS_LEVEL */
+		return 0;
+	bpf_probe_read_kernel(&upid, sizeof(upid),
+			      (void *)pid + bpf_core_field_offset(struct pid, numbers) + level * sizeof(upid));
+	return upid.nr;
+}
+
+#endif
