@@ -1,0 +1,96 @@
+"""The canonical tables: numpy structured dtypes, one row per fact. All times are CLOCK_MONOTONIC ns (int64).
+
+Kernel records enter as they are (:mod:`tailspan.wire.events`); the tables here are what the worker's messages
+become. A change of any dtype that is stored raises :data:`SCHEMA_VERSION`, and old files still open.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+#: Version of everything that :mod:`tailspan.export.local` stores. 1: first.
+SCHEMA_VERSION = 1
+
+#: One finished request. ``name``, ``model``, ``version``, ``service`` and ``status`` index the strings of the
+#: :class:`~tailspan.timeline.evidence.Evidence` they travel in. tids are the host's.
+REQUEST = np.dtype(
+    [
+        ("trace_id", "V16"),
+        ("span_id", "V8"),
+        ("parent_id", "V8"),
+        ("request_id", "S48"),
+        ("start_mono_ns", "<i8"),
+        ("end_mono_ns", "<i8"),
+        ("received_mono_ns", "<i8"),  # when the agent read the message
+        ("batch_id", "<u8"),
+        ("batch_size", "<u4"),
+        ("batch_capacity", "<u4"),
+        ("name", "<u4"),
+        ("model", "<u4"),
+        ("version", "<u4"),
+        ("service", "<u4"),
+        ("status", "<u4"),
+        ("tid", "<u4"),
+        ("tgid", "<u4"),
+        ("sampled", "u1"),
+        ("asynchronous", "u1"),
+        ("pad", "V2"),
+    ]
+)
+
+#: One span of a request; ``request`` is the row in the REQUEST table it travels with.
+SPAN = np.dtype(
+    [
+        ("start_mono_ns", "<i8"),
+        ("end_mono_ns", "<i8"),
+        ("request", "<i4"),
+        ("name", "<u4"),
+        ("tid", "<u4"),
+        ("kind", "<u4"),  # wire.spans.SpanKind
+    ]
+)
+
+#: A stretch in which a thread worked for one batch or one event-loop step for one request.
+ACTIVATION = np.dtype(
+    [
+        ("start_mono_ns", "<i8"),
+        ("end_mono_ns", "<i8"),
+        ("owner", "<u8"),  # batch id; or the request's span id as a big-endian integer, 0 for none
+        ("tid", "<u4"),
+        ("tgid", "<u4"),
+        ("kind", "<u4"),  # wire.spans.ActivationKind
+        ("name", "<u4"),
+        ("size", "<u4"),
+        ("capacity", "<u4"),
+    ]
+)
+
+#: When a thread could be seen: its records tile [followed, gone); outside nothing is known.
+THREAD = np.dtype(
+    [
+        ("followed_mono_ns", "<i8"),
+        ("gone_mono_ns", "<i8"),  # exit; the far future while it lives
+        ("tid", "<u4"),
+        ("tgid", "<u4"),
+        ("ns_tid", "<u4"),
+        ("pad", "<u4"),
+        ("comm", "S16"),
+    ]
+)
+
+#: Records that the kernel could not hand over, or that the agent had to drop.
+LOSS = np.dtype(
+    [
+        ("start_mono_ns", "<i8"),
+        ("end_mono_ns", "<i8"),
+        ("count", "<u8"),
+        ("klass", "<u4"),  # wire.events.RecordClass, or LOSS_CLIENT and above
+        ("pad", "<u4"),
+    ]
+)
+
+#: Loss classes beside wire.events.RecordClass.
+LOSS_CLIENT = 16  #: messages a worker's client dropped before sending
+LOSS_WINDOW = 17  #: rows the agent evicted to stay within its memory bound
+
+FOREVER = np.iinfo(np.int64).max
