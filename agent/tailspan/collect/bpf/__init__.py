@@ -1,0 +1,1 @@
+"""The kernel: the BPF object, its probes, its rings."""

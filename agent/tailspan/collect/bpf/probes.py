@@ -1,0 +1,83 @@
+"""The catalogue of probes: what each attaches, what it costs, and what is unknowable without it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    name: str
+    answers: str
+    programs: dict[str, str]  #: program -> the type in the kernel's BTF that says it can attach
+    optional: frozenset[str]  #: programs without which the probe still works on this architecture
+    default: bool  #: attached at start
+    required: bool  #: without it the agent has nothing to say
+    cost: str
+    without: str  #: what becomes unknowable
+
+
+def _tracepoints(**programs: str) -> dict[str, str]:
+    return {program: f"btf_trace_{tracepoint}" for program, tracepoint in programs.items()}
+
+
+PROBES: tuple[Probe, ...] = (
+    Probe(
+        name="sched",
+        answers="on a CPU, blocked or in a run queue, woken by whom, behind whom",
+        programs=_tracepoints(
+            on_switch="sched_switch",
+            on_waking="sched_waking",
+            on_wakeup="sched_wakeup",
+            on_wakeup_new="sched_wakeup_new",
+            on_migrate="sched_migrate_task",
+        ),
+        optional=frozenset(),
+        default=True,
+        required=True,
+        cost="every context switch and wake-up of the host pays a look-up; followed threads pay a record",
+        without="everything: no ledger can be made",
+    ),
+    Probe(
+        name="lifecycle",
+        answers="which threads exist: adopted, born, exec, exit",
+        programs={
+            **_tracepoints(on_newtask="task_newtask", on_exec="sched_process_exec", on_exit="sched_process_exit"),
+            "iter_threads": "bpf_iter__task",
+        },
+        optional=frozenset(),
+        default=True,
+        required=True,
+        cost="nothing to speak of: one record per thread started or ended",
+        without="everything: no thread can be followed",
+    ),
+    Probe(
+        name="irq",
+        answers="CPU time that interrupts and softirqs took from a thread; whether a wake-up came from one",
+        programs=_tracepoints(
+            on_irq_entry="irq_handler_entry",
+            on_irq_exit="irq_handler_exit",
+            on_softirq_entry="softirq_entry",
+            on_softirq_exit="softirq_exit",
+            on_timer_entry="local_timer_entry",
+            on_timer_exit="local_timer_exit",
+        ),
+        optional=frozenset({"on_timer_entry", "on_timer_exit"}),
+        default=True,
+        required=False,
+        cost="two short programs per interrupt",
+        without="interrupts (counted as on cpu), and whether a waker was only the task that was interrupted",
+    ),
+    Probe(
+        name="syscalls",
+        answers="full enter-to-exit latency of every system call of followed threads",
+        programs=_tracepoints(on_sys_enter="sys_enter", on_sys_exit="sys_exit"),
+        optional=frozenset(),
+        default=False,
+        required=False,
+        cost="while attached, every system call of every task of the host is about 180 ns dearer",
+        without="the CPU part of a system call; its blocking part is always in the ledger",
+    ),
+)
+
+BY_NAME = {probe.name: probe for probe in PROBES}

@@ -1,0 +1,334 @@
+"""The kernel as a source of batches: load what this kernel can, attach per probe, drain all rings."""
+
+from __future__ import annotations
+
+import re
+import struct
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from tailspan.collect.bpf import btf, libbpf
+from tailspan.collect.bpf.probes import BY_NAME, PROBES, Probe
+from tailspan.collect.bpf.ring import Ring
+from tailspan.errors import CannotError, ProbeError
+from tailspan.timeline.tables import LOSS
+from tailspan.wire.events import (
+    CPU_SLICE,
+    LAYOUTS,
+    SYSCALL_HIST,
+    SYSCALL_KEY,
+    SYSCALL_RECORD,
+    THREAD_CYCLE,
+    THREAD_EVENT,
+    THREAD_STATE,
+    RecordClass,
+)
+
+Table = npt.NDArray[np.void]
+
+OBJECT = Path(__file__).resolve().parents[2] / "_bpf" / "tailspan.bpf.o"
+
+_RINGS = {  # map -> (record class, dtype)
+    "cycle_rings": (RecordClass.CYCLE, THREAD_CYCLE),
+    "slice_rings": (RecordClass.SLICE, CPU_SLICE),
+    "thread_rings": (RecordClass.THREAD, THREAD_EVENT),
+    "syscall_rings": (RecordClass.SYSCALL, SYSCALL_RECORD),
+}
+
+_CAP_SYS_ADMIN, _CAP_PERFMON, _CAP_BPF = 21, 38, 39
+
+
+@dataclass(slots=True)
+class Options:
+    object_path: Path = OBJECT
+    vmlinux: Path = btf.VMLINUX
+    disabled: frozenset[str] = frozenset()  #: probe names not to load at all
+    cycle_ring_bytes: int = 1 << 20  #: per CPU; 6,200 records, at 15 ms a drain 400,000 records/s
+    slice_ring_bytes: int = 1 << 19
+    thread_ring_bytes: int = 1 << 16
+    syscall_ring_bytes: int = 1 << 16
+    short_wait_ns: int = 10_000
+    syscall_floor_ns: int = 1_000_000
+
+
+@dataclass(slots=True)
+class ProbeStatus:
+    probe: Probe
+    attached: bool = False
+    loaded: bool = False
+    why: str = ""  #: why it is not there; "" when it is
+    mend: str = ""
+
+
+@dataclass(slots=True)
+class Batch:
+    """What one drain brought. ``drained_mono_ns``: every record written before is in this or an earlier batch."""
+
+    drained_mono_ns: int
+    cycles: Table
+    slices: Table
+    thread_events: Table
+    syscalls: Table
+    losses: Table
+
+
+@dataclass(slots=True)
+class _Loaded:
+    object: libbpf.BpfObject
+    links: dict[str, dict[str, libbpf.Link]] = field(default_factory=dict)  # probe -> program -> link
+    rings: dict[str, list[Ring]] = field(default_factory=dict)
+
+
+class BpfSource:
+    """The constructor raises :class:`CannotError` when a required probe cannot be had, and says how to mend it."""
+
+    def __init__(self, options: Options | None = None) -> None:
+        self.options = options or Options()
+        self.status = {probe.name: ProbeStatus(probe) for probe in PROBES}
+        self._lost = np.zeros(RecordClass.COUNT, np.int64)
+        self._last_drain_ns = time.monotonic_ns()
+        self._cpus = libbpf.possible_cpus()
+        check_layouts(self.options.object_path)
+        kernel = btf.kernel_type_names(self.options.vmlinux)
+        require_privilege()
+        self._rule_out_missing(kernel)
+        self._loaded = self._load()
+        try:
+            self._make_rings()
+            for probe in PROBES:
+                if probe.default and self.status[probe.name].loaded:
+                    self.attach(probe.name)
+            self._require()
+        except BaseException:
+            self.close()
+            raise
+
+    def attach(self, name: str) -> None:
+        """Attach a loaded probe; a failure is in its status, not raised. Attached twice is attached once."""
+        status = self.status[name]
+        if status.attached or not status.loaded:
+            return
+        links: dict[str, libbpf.Link] = {}
+        try:
+            for program in self._programs(status.probe):
+                links[program] = self._loaded.object.attach(program)
+        except ProbeError as error:
+            for link in links.values():
+                link.close()
+            status.why = str(error)
+            return
+        self._loaded.links[name] = links
+        status.attached, status.why = True, ""
+
+    def detach(self, name: str) -> None:
+        for link in self._loaded.links.pop(name, {}).values():
+            link.close()
+        self.status[name].attached = False
+
+    def follow(self, tgids: list[int]) -> Table:
+        """Adopt every thread of these processes; from now on also their new threads and children.
+
+        Returns the state of all followed threads (THREAD_STATE rows), those of other processes included.
+        """
+        targets = self._loaded.object.map("targets")
+        for tgid in tgids:
+            targets.update(struct.pack("<I", tgid), b"\1")
+        states = self.threads()
+        # Adopted threads carry their storage with them: the table is only needed while the walk adopts, and a
+        # tgid left in it would follow whoever is given that number next.
+        for tgid in tgids:
+            targets.delete(struct.pack("<I", tgid))
+        return states
+
+    def threads(self) -> Table:
+        """State of every followed thread now (THREAD_STATE rows), with the interval that is still open."""
+        raw = self._loaded.links["lifecycle"]["iter_threads"].read_iterator()
+        return np.frombuffer(raw, THREAD_STATE)
+
+    def drain(self) -> Batch:
+        now = time.monotonic_ns()
+        tables = {}
+        for name, (_, dtype) in _RINGS.items():
+            parts = [part for ring in self._loaded.rings[name] if (part := ring.drain()) is not None]
+            tables[name] = np.concatenate(parts) if parts else np.empty(0, dtype)
+        losses = self._losses(now)
+        self._last_drain_ns = now
+        return Batch(
+            now,
+            tables["cycle_rings"],
+            tables["slice_rings"],
+            tables["thread_rings"],
+            tables["syscall_rings"],
+            losses,
+        )
+
+    def syscall_histograms(self) -> list[tuple[int, int, Table]]:
+        """(tgid, syscall number, SYSCALL_HIST row summed over CPUs) for every pair seen."""
+        hists = self._loaded.object.map("syscall_hists")
+        found = []
+        for key in hists.keys(SYSCALL_KEY.itemsize):
+            raw = hists.lookup(key, SYSCALL_HIST.itemsize * self._cpus)
+            if raw is None:
+                continue
+            per_cpu = np.frombuffer(raw, SYSCALL_HIST)
+            total = np.zeros((), SYSCALL_HIST)
+            for name in ("count", "total_ns", "slots"):
+                total[name] = per_cpu[name].sum(axis=0)
+            tgid, nr = struct.unpack("<Ii", key)
+            found.append((tgid, nr, total))
+        return found
+
+    def clear_syscall_histograms(self) -> None:
+        hists = self._loaded.object.map("syscall_hists")
+        for key in hists.keys(SYSCALL_KEY.itemsize):
+            hists.delete(key)
+
+    def run_times(self) -> dict[str, tuple[int, int]]:
+        """Program -> (ns spent, runs) since load; zeros unless ``kernel.bpf_stats_enabled`` is 1."""
+        times = {}
+        for status in self.status.values():
+            for program in self._programs(status.probe) if status.loaded else ():
+                text = Path(f"/proc/self/fdinfo/{self._loaded.object.program_fd(program)}").read_text()
+                fields = dict(line.split(":\t", 1) for line in text.splitlines() if ":\t" in line)
+                times[program] = (int(fields.get("run_time_ns", 0)), int(fields.get("run_cnt", 0)))
+        return times
+
+    def close(self) -> None:
+        for name in list(self._loaded.links):
+            self.detach(name)
+        for rings in self._loaded.rings.values():
+            for ring in rings:
+                ring.close()
+        self._loaded.rings.clear()
+        self._loaded.object.close()
+
+    def _rule_out_missing(self, kernel: frozenset[str]) -> None:
+        for status in self.status.values():
+            probe = status.probe
+            missing = [
+                needs
+                for program, needs in probe.programs.items()
+                if needs not in kernel and program not in probe.optional
+            ]
+            if probe.name in self.options.disabled:
+                status.why, status.mend = "disabled by configuration", "remove it from probes.disabled"
+            elif missing:
+                status.why = "this kernel has no " + ", ".join(m.removeprefix("btf_trace_") for m in missing)
+                status.mend = "a newer kernel"
+            else:
+                status.loaded = True
+        self._kernel = kernel
+
+    def _programs(self, probe: Probe) -> list[str]:
+        return [program for program, needs in probe.programs.items() if needs in self._kernel]
+
+    def _load(self) -> _Loaded:
+        """Load all that can be loaded: a program that the kernel refuses takes its probe out, not the others."""
+        while True:
+            self._require()
+            candidate = libbpf.BpfObject(self.options.object_path)
+            self._prepare(candidate)
+            try:
+                candidate.load()
+                return _Loaded(candidate)
+            except ProbeError as error:
+                candidate.close()
+                self._blame(error)
+
+    def _prepare(self, candidate: libbpf.BpfObject) -> None:
+        for status in self.status.values():
+            wanted = self._programs(status.probe) if status.loaded else []
+            for program in status.probe.programs:
+                if program not in wanted:
+                    candidate.skip_program(program)
+        for name in ("cpus", *_RINGS):
+            candidate.set_max_entries(name, self._cpus)
+        candidate.set_knob("short_wait_ns", self.options.short_wait_ns)
+        candidate.set_knob("syscall_floor_ns", self.options.syscall_floor_ns)
+        candidate.set_knob("cpu_controller_v1", int(cpu_controller_is_v1()))
+
+    def _blame(self, error: ProbeError) -> None:
+        """Find the refused program in what libbpf said, and mark its probe."""
+        said = "\n".join(libbpf.library().messages)
+        match = re.search(r"prog '(\w+)': (?:failed to load|BPF program load failed)[^\n]*", said)
+        for status in self.status.values():
+            if match and match[1] in status.probe.programs and status.loaded:
+                status.loaded = False
+                status.why = f"the kernel refuses program {match[1]}: {_last_verifier_line(said)}"
+                status.mend = "report it with the kernel's version"
+                return
+        raise ProbeError(f"{error}\n{said[-2000:]}")
+
+    def _require(self) -> None:
+        for status in self.status.values():
+            if status.probe.required and (not status.loaded or (status.why and not status.attached)):
+                raise CannotError(f"probe {status.probe.name}: {status.why}. {status.mend}".rstrip(". ") + ".")
+
+    def _make_rings(self) -> None:
+        sizes = {
+            "cycle_rings": self.options.cycle_ring_bytes,
+            "slice_rings": self.options.slice_ring_bytes,
+            "thread_rings": self.options.thread_ring_bytes,
+            "syscall_rings": self.options.syscall_ring_bytes,
+        }
+        for name, (_, dtype) in _RINGS.items():
+            outer = self._loaded.object.map(name)
+            self._loaded.rings[name] = []
+            for cpu in range(self._cpus):
+                fd = libbpf.create_ring(sizes[name])
+                self._loaded.rings[name].append(Ring(fd, sizes[name], dtype))
+                outer.update(struct.pack("<I", cpu), struct.pack("<I", fd))
+
+    def _losses(self, now: int) -> Table:
+        losses = self._loaded.object.map("losses")
+        rows = []
+        for klass in range(RecordClass.COUNT):
+            raw = losses.lookup(struct.pack("<I", klass), 8 * self._cpus)
+            total = int(np.frombuffer(raw, np.uint64).sum()) if raw else 0
+            if total > self._lost[klass]:
+                rows.append((self._last_drain_ns, now, total - self._lost[klass], klass, 0))
+                self._lost[klass] = total
+        return np.array(rows, LOSS)
+
+
+def check_layouts(object_path: Path) -> None:
+    """The object's records must be those that the decoder was generated for."""
+    if not object_path.exists():
+        raise ProbeError(f"no BPF object at {object_path}: build it with 'make bpf'")
+    layouts = btf.Btf.of_object(object_path)
+    for name, expected in LAYOUTS.items():
+        if layouts.struct(name) != expected:
+            raise ProbeError(f"struct {name} of {object_path} is not the one in wire/events.py: run 'make events'")
+
+
+def require_privilege() -> None:
+    text = Path("/proc/self/status").read_text()
+    effective = int(re.search(r"^CapEff:\s*([0-9a-f]+)", text, re.M)[1], 16)  # type: ignore[index]
+    held = {bit for bit in (_CAP_SYS_ADMIN, _CAP_PERFMON, _CAP_BPF) if effective >> bit & 1}
+    if _CAP_SYS_ADMIN not in held and not {_CAP_BPF, _CAP_PERFMON} <= held:
+        raise CannotError(
+            "loading BPF programs needs root, or CAP_BPF and CAP_PERFMON: run as root, or as the systemd service"
+        )
+
+
+def cpu_controller_is_v1(mounts: Path = Path("/proc/self/mounts")) -> bool:
+    """Whether a cgroup id of the cpu controller is one of the v1 hierarchy."""
+    for line in mounts.read_text().splitlines():
+        _, _, kind, flags, *_ = line.split()
+        if kind == "cgroup" and "cpu" in flags.split(","):
+            return True
+    return False
+
+
+def _last_verifier_line(said: str) -> str:
+    lines = [
+        line for line in said.splitlines() if line and not line.startswith(("libbpf", "processed", "--", ";"))
+    ]
+    return lines[-1][:200] if lines else "no reason given"
+
+
+__all__ = ["BY_NAME", "Batch", "BpfSource", "Options", "ProbeStatus"]

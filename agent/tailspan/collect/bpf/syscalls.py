@@ -1,0 +1,86 @@
+"""When the syscalls probe is attached: always, on command for a time, or for a time after a slow request.
+
+Attached it makes every system call of the host dearer, so it is detached as soon as its time is over.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from tailspan.collect.bpf.source import BpfSource, Table
+from tailspan.wire.syscalls import syscall_name
+
+MAX_SECONDS = 600
+
+
+class SyscallTracing:
+    """``mode``: ``off`` (on command only), ``on`` or ``triggered``."""
+
+    def __init__(self, source: BpfSource, mode: str, seconds: float) -> None:
+        self._source = source
+        self._mode = mode
+        self._seconds = seconds
+        self._until = math.inf if mode == "on" else 0.0
+        self.poll()
+
+    @property
+    def attached(self) -> bool:
+        return self._source.status["syscalls"].attached
+
+    def trigger(self) -> None:
+        """A request was slow."""
+        if self._mode == "triggered":
+            self._until = max(self._until, time.monotonic() + self._seconds)
+
+    def poll(self) -> None:
+        """Attach or detach as the time says."""
+        wanted = time.monotonic() < self._until
+        if wanted and not self.attached:
+            self._source.attach("syscalls")
+        elif not wanted and self.attached:
+            self._source.detach("syscalls")
+
+    def answer(self, request: dict[str, Any]) -> Callable[[], dict[str, Any] | None]:
+        """Control request ``{"do": "syscalls", "seconds": n}``: trace for n seconds, then the table."""
+        seconds = request.get("seconds")
+        if request.get("do") != "syscalls":
+            return lambda: {"ok": False, "error": f"the agent cannot do {request.get('do')!r}"}
+        if not isinstance(seconds, int | float) or not 0 < seconds <= MAX_SECONDS:
+            return lambda: {"ok": False, "error": f"seconds: a number from 0 to {MAX_SECONDS}"}
+        status = self._source.status["syscalls"]
+        if not status.loaded:
+            return lambda: {"ok": False, "error": f"probe syscalls: {status.why}"}
+        self._source.clear_syscall_histograms()
+        until = time.monotonic() + seconds
+        self._until = max(self._until, until)
+        return lambda: {"ok": True, "rows": self.rows()} if time.monotonic() >= until else None
+
+    def rows(self) -> list[dict[str, Any]]:
+        """One row per (process, system call), the one with the most time first."""
+        rows = [
+            {
+                "pid": tgid,
+                "syscall": syscall_name(nr),
+                "count": int(hist["count"]),
+                "total_ns": int(hist["total_ns"]),
+                "p50_ns": quantile_ns(hist, 0.5),
+                "p99_ns": quantile_ns(hist, 0.99),
+                "max_slot_ns": quantile_ns(hist, 1.0),
+            }
+            for tgid, nr, hist in self._source.syscall_histograms()
+        ]
+        return sorted(rows, key=lambda row: -int(row["total_ns"]))
+
+
+def quantile_ns(hist: Table, quantile: float) -> int:
+    """Upper edge of the slot that the quantile falls in: at most twice the true value."""
+    counts = np.cumsum(hist["slots"])
+    if not counts[-1]:
+        return 0
+    slot = int(np.searchsorted(counts, max(quantile * counts[-1], 1)))
+    return 2 << slot
