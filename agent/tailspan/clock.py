@@ -1,0 +1,32 @@
+"""The one place that converts between the two clocks.
+
+``*_mono_ns`` is CLOCK_MONOTONIC: what BPF stamps and what the client sends. ``*_unix_ns`` is CLOCK_REALTIME: what
+OTLP, Prometheus and people use. NTP slews both alike; a step moves only the second, so the offset is measured
+again whenever it is asked for.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Offset:
+    """``unix = mono + offset_ns``, off by at most ``error_ns``."""
+
+    offset_ns: int
+    error_ns: int
+
+
+def measure(attempts: int = 5) -> Offset:
+    """Read the one clock between two readings of the other; keep the tightest of some attempts."""
+    best = Offset(0, 1 << 62)
+    for _ in range(attempts):
+        before = time.monotonic_ns()
+        unix = time.time_ns()
+        after = time.monotonic_ns()
+        error = (after - before + 1) // 2
+        if error < best.error_ns:
+            best = Offset(unix - (before + after) // 2, error)
+    return best

@@ -1,0 +1,63 @@
+"""Facts of the host that are not events: its name and boot, and which path a cgroup id means."""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from pathlib import Path
+
+from tailspan.collect.bpf.source import cpu_controller_is_v1
+
+_REFRESH_S = 2.0
+_MAX_CGROUPS = 65_536
+
+
+def host_name() -> str:
+    return socket.gethostname()
+
+
+def boot_id() -> str:
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return ""
+
+
+class Cgroups:
+    """cgroup id -> path below the hierarchy's root; an id is the inode of the cgroup's directory.
+
+    Remembers cgroups that are gone: a culprit is often looked up after it ended. Bounded.
+    """
+
+    def __init__(self, root: Path | None = None) -> None:
+        self._root = root or _cpu_hierarchy()
+        self._paths: dict[int, str] = {}
+        self._walked = -_REFRESH_S
+
+    def path(self, cgroup_id: int) -> str:
+        """``/batch.slice``; ``""`` when nothing by that id was ever seen."""
+        if cgroup_id not in self._paths and time.monotonic() - self._walked >= _REFRESH_S:
+            self._walk()
+        return self._paths.get(cgroup_id, "")
+
+    def _walk(self) -> None:
+        self._walked = time.monotonic()
+        if len(self._paths) > _MAX_CGROUPS:
+            self._paths.clear()
+        for folder, _, _ in os.walk(self._root):
+            try:
+                inode = Path(folder).stat().st_ino
+            except OSError:  # removed meanwhile
+                continue
+            self._paths[inode] = folder.removeprefix(str(self._root)) or "/"
+
+
+def _cpu_hierarchy(mounts: Path = Path("/proc/self/mounts")) -> Path:
+    """Where the hierarchy is mounted whose ids the BPF programs report."""
+    v1 = cpu_controller_is_v1(mounts)
+    for line in mounts.read_text().splitlines():
+        _, at, kind, flags, *_ = line.split()
+        if (v1 and kind == "cgroup" and "cpu" in flags.split(",")) or (not v1 and kind == "cgroup2"):
+            return Path(at)
+    return Path("/sys/fs/cgroup")

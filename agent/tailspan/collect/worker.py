@@ -1,0 +1,158 @@
+"""The workers' socket: a SOCK_SEQPACKET unix socket, one message a packet, drained on the agent's timer.
+
+The kernel says who connected (SO_PEERCRED), so a message can only speak of its sender's own threads. A packet that
+cannot be decoded is counted and dropped; a connection that sends nothing but those costs nobody else anything.
+"""
+
+from __future__ import annotations
+
+import errno
+import grp
+import os
+import socket
+import stat
+import struct
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tailspan.errors import CannotError, MessageError
+from tailspan.timeline.inbox import Received
+from tailspan.wire.spans import MAX_PACKET, decode
+
+#: Packets read from one connection per poll: what a flood leaves waits in its own socket buffer.
+PACKETS_PER_POLL = 512
+
+_PEERCRED = struct.Struct("iII")
+
+
+@dataclass(slots=True)
+class Peer:
+    pid: int
+    uid: int
+    connection: socket.socket = field(repr=False)
+
+
+class WorkerServer:
+    """``dropped`` counts refused packets and connections by reason."""
+
+    def __init__(
+        self,
+        path: Path,
+        mode: int = 0o660,
+        group: str = "",
+        allow_uids: tuple[int, ...] = (),
+        max_connections: int = 256,
+    ) -> None:
+        self.path = path
+        self._allow_uids = allow_uids
+        self._max_connections = max_connections
+        self.peers: dict[int, Peer] = {}  # by file descriptor
+        self.dropped: Counter[str] = Counter()
+        self._listener = _listen(path, mode, group)
+
+    def accept(self) -> list[Peer]:
+        """New connections, refused ones closed and counted."""
+        accepted: list[Peer] = []
+        while True:
+            try:
+                connection, _ = self._listener.accept()
+            except BlockingIOError:
+                return accepted
+            except OSError:
+                self.dropped["accept_failed"] += 1
+                return accepted
+            pid, uid, _ = _PEERCRED.unpack(
+                connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEERCRED.size)
+            )
+            if self._allow_uids and uid not in self._allow_uids:
+                self.dropped["foreign_uid"] += 1
+            elif len(self.peers) >= self._max_connections:
+                self.dropped["too_many_connections"] += 1
+            elif not pid:  # its pid namespace is not below ours: its threads cannot be named
+                self.dropped["foreign_pid_namespace"] += 1
+            else:
+                connection.setblocking(False)
+                peer = Peer(pid, uid, connection)
+                self.peers[connection.fileno()] = peer
+                accepted.append(peer)
+                continue
+            connection.close()
+
+    def read(self) -> list[Received]:
+        """What the peers have sent; closes the connections that ended."""
+        received: list[Received] = []
+        for fd, peer in list(self.peers.items()):
+            if not self._read_peer(peer, received):
+                peer.connection.close()
+                del self.peers[fd]
+        return received
+
+    def close(self) -> None:
+        for peer in self.peers.values():
+            peer.connection.close()
+        self.peers.clear()
+        self._listener.close()
+        self.path.unlink(missing_ok=True)
+
+    def _read_peer(self, peer: Peer, received: list[Received]) -> bool:
+        for _ in range(PACKETS_PER_POLL):
+            try:
+                packet, _, flags, _ = peer.connection.recvmsg(MAX_PACKET)
+            except BlockingIOError:
+                return True
+            except OSError:
+                return False
+            if not packet:
+                return False
+            if flags & socket.MSG_TRUNC:
+                self.dropped["oversized"] += 1
+                continue
+            try:
+                received.append(Received(peer.pid, decode(packet), time.monotonic_ns()))
+            except MessageError as error:
+                self.dropped[error.reason] += 1
+        return True
+
+
+def _listen(path: Path, mode: int, group: str) -> socket.socket:
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _remove_stale(path)
+        old_mask = os.umask(0o777 & ~mode)
+        try:
+            listener.bind(str(path))
+        finally:
+            os.umask(old_mask)
+        path.chmod(mode)
+        if group:
+            os.chown(path, -1, grp.getgrnam(group).gr_gid)
+        listener.listen(128)
+        listener.setblocking(False)
+    except KeyError:
+        listener.close()
+        raise CannotError(f"worker.group: there is no group {group!r}") from None
+    except OSError as error:
+        listener.close()
+        raise CannotError(f"cannot listen on {path}: {error.strerror or error}") from None
+    return listener
+
+
+def _remove_stale(path: Path) -> None:
+    """A socket that nobody listens on is left over from an agent that was killed."""
+    try:
+        if not stat.S_ISSOCK(path.lstat().st_mode):
+            raise CannotError(f"{path} exists and is no socket")
+    except FileNotFoundError:
+        return
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as probe:
+        try:
+            probe.connect(str(path))
+        except OSError as error:
+            if error.errno != errno.ECONNREFUSED:
+                raise
+            path.unlink()
+        else:
+            raise CannotError(f"another agent listens on {path}")

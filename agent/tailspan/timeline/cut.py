@@ -1,0 +1,75 @@
+"""Cutting evidence: all pending requests from the live window, then only those worth keeping."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from tailspan.timeline.evidence import Evidence, Meta, Table
+from tailspan.timeline.inbox import Rows
+from tailspan.timeline.threads import Threads
+from tailspan.timeline.window import Strings, Window
+
+_REQUEST_STRINGS = ("name", "model", "version", "service", "status")
+
+
+def cut(
+    rows: Rows, window: Window, threads: Threads, open_threads: Table, strings: Strings, meta: Meta
+) -> Evidence:
+    """Evidence about all requests of ``rows``: what overlaps the time they span. ``likes`` is left empty."""
+    start = int(rows.requests["start_mono_ns"].min())
+    end = int(rows.requests["end_mono_ns"].max())
+    return Evidence(
+        requests=rows.requests,
+        spans=rows.spans,
+        activations=window.activations.cut(start, end),
+        cycles=window.sorted_cycles(start, end),
+        slices=window.sorted_slices(start, end),
+        open_threads=open_threads,
+        threads=threads.rows(start),
+        losses=window.losses.cut(start, end),
+        strings=strings.all,
+        meta=meta,
+    )
+
+
+def narrow(evidence: Evidence, keep: npt.NDArray[np.int64]) -> Evidence:
+    """The evidence about some of its requests (row indices, ascending), small enough to store.
+
+    A verdict of the narrowed evidence is the one of the whole: only rows outside the kept requests' time go.
+    """
+    requests = evidence.requests[keep]
+    place = np.full(len(evidence.requests), -1)
+    place[keep] = np.arange(len(keep))
+    spans = evidence.spans[place[evidence.spans["request"]] >= 0]
+    spans["request"] = place[spans["request"]]
+    start, end = int(requests["start_mono_ns"].min()), int(requests["end_mono_ns"].max())
+    narrowed = Evidence(
+        requests=requests,
+        spans=spans,
+        activations=_overlapping(evidence.activations, "start_mono_ns", "end_mono_ns", start, end),
+        cycles=_overlapping(evidence.cycles, "run_mono_ns", "on_mono_ns", start, end),
+        slices=_overlapping(evidence.slices, "start_mono_ns", "end_mono_ns", start, end),
+        open_threads=evidence.open_threads,
+        threads=_overlapping(evidence.threads, "followed_mono_ns", "gone_mono_ns", start, end),
+        losses=_overlapping(evidence.losses, "start_mono_ns", "end_mono_ns", start, end),
+        likes=[evidence.likes[index] for index in keep.tolist()],
+        meta=evidence.meta,
+    )
+    _renumber_strings(narrowed, evidence.strings)
+    return narrowed
+
+
+def _overlapping(rows: Table, first: str, last: str, start: int, end: int) -> Table:
+    found: Table = rows[(rows[last] >= start) & (rows[first] <= end)]
+    return found
+
+
+def _renumber_strings(evidence: Evidence, strings: list[str]) -> None:
+    """Keep only the strings that are used. Index 0 stays the empty string."""
+    columns = [(evidence.requests, field) for field in _REQUEST_STRINGS]
+    columns += [(evidence.spans, "name"), (evidence.activations, "name")]
+    used = np.unique(np.concatenate([[0], *(table[field] for table, field in columns)]))
+    for table, field in columns:
+        table[field] = np.searchsorted(used, table[field])
+    evidence.strings = [strings[int(index)] for index in used]

@@ -1,0 +1,114 @@
+"""Which threads there are, from when to when they could be seen, and what they call themselves.
+
+A tid means one thread at one time: (tid, time) is the identity, and a number that is used again simply begins a
+new row. So a reused tid needs no extra key in any record.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from tailspan.timeline.evidence import Table
+from tailspan.timeline.tables import FOREVER, THREAD
+from tailspan.wire.events import ThreadEventKind
+
+
+@dataclass(slots=True)
+class Thread:
+    tid: int
+    tgid: int
+    ns_tid: int
+    followed_mono_ns: int
+    gone_mono_ns: int
+    comm: bytes
+    cgroup_id: int
+
+
+class Threads:
+    """Bounded: of threads that are gone the oldest are forgotten beyond ``max_gone``."""
+
+    def __init__(self, max_gone: int = 4096) -> None:
+        self._live: dict[int, Thread] = {}
+        self._gone: list[Thread] = []
+        self._by_ns: dict[tuple[int, int], int] = {}
+        self._max_gone = max_gone
+
+    def __len__(self) -> int:
+        return len(self._live)
+
+    def see(self, states: Table) -> None:
+        """Take in a look at all followed threads (THREAD_STATE rows)."""
+        for row in states:
+            thread = self._live.get(int(row["tid"]))
+            if thread is None:
+                self._add(
+                    Thread(
+                        int(row["tid"]),
+                        int(row["tgid"]),
+                        int(row["ns_tid"]),
+                        int(row["followed_mono_ns"]),
+                        FOREVER,
+                        bytes(row["comm"]),
+                        int(row["cgroup_id"]),
+                    )
+                )
+            else:
+                thread.comm, thread.cgroup_id = bytes(row["comm"]), int(row["cgroup_id"])
+
+    def apply(self, events: Table) -> None:
+        """Take in births, execs and exits (THREAD_EVENT rows)."""
+        for row in events[np.argsort(events["mono_ns"], kind="stable")]:
+            tid, at = int(row["tid"]), int(row["mono_ns"])
+            if row["kind"] == ThreadEventKind.EXIT:
+                self._end(tid, at)
+            elif row["kind"] == ThreadEventKind.BORN:
+                self._end(tid, at)
+                self._add(
+                    Thread(
+                        tid,
+                        int(row["tgid"]),
+                        int(row["ns_tid"]),
+                        at,
+                        FOREVER,
+                        bytes(row["comm"]),
+                        int(row["cgroup_id"]),
+                    )
+                )
+            elif tid in self._live:
+                self._live[tid].comm = bytes(row["comm"])
+
+    def host_tid(self, tgid: int, ns_tid: int) -> int:
+        """The host's tid of the thread that process ``tgid`` calls ``ns_tid``; 0 when it is not followed."""
+        return self._by_ns.get((tgid, ns_tid), 0)
+
+    def tgids(self) -> set[int]:
+        return {thread.tgid for thread in self._live.values()}
+
+    def cgroup_ids(self) -> dict[int, int]:
+        """tgid -> cgroup id, of the threads that live."""
+        return {thread.tgid: thread.cgroup_id for thread in self._live.values()}
+
+    def rows(self, since_mono_ns: int) -> Table:
+        """THREAD rows of every thread that lived after ``since_mono_ns``."""
+        threads = [t for t in self._gone if t.gone_mono_ns >= since_mono_ns] + list(self._live.values())
+        return np.array(
+            [(t.followed_mono_ns, t.gone_mono_ns, t.tid, t.tgid, t.ns_tid, 0, t.comm) for t in threads], THREAD
+        )
+
+    def _add(self, thread: Thread) -> None:
+        self._live[thread.tid] = thread
+        self._by_ns[thread.tgid, thread.ns_tid] = thread.tid
+
+    def _end(self, tid: int, at: int) -> None:
+        thread = self._live.pop(tid, None)
+        if thread is None:
+            return
+        thread.gone_mono_ns = at
+        self._gone.append(thread)
+        if len(self._gone) > self._max_gone:
+            forgotten = self._gone.pop(0)
+            key = (forgotten.tgid, forgotten.ns_tid)
+            if self._by_ns.get(key) == forgotten.tid and forgotten.tid not in self._live:
+                del self._by_ns[key]
