@@ -1,0 +1,217 @@
+"""From ledger to verdict: contrast with like requests, one sentence, and what speaks against the alternatives."""
+
+from __future__ import annotations
+
+from tailspan.attribute.baseline import MIN_LIKE
+from tailspan.attribute.causes import CAUSES, N_CAUSES, Cause
+from tailspan.attribute.culprits import culprits_by_cause, waterfall
+from tailspan.attribute.ledger import Account, account, ledgers
+from tailspan.attribute.verdict import (
+    Alternative,
+    Culprit,
+    CulpritKind,
+    Like,
+    Outcome,
+    Part,
+    RequestFacts,
+    Step,
+    Trust,
+    Verdict,
+)
+from tailspan.timeline.evidence import Evidence, LikeRow
+
+#: Below this coverage a verdict says ``inconclusive``.
+COVERAGE_FLOOR = 0.9
+#: A cause is named only if it explains at least this much more than normal, and this share of the excess.
+NAME_FLOOR_NS = 1_000_000
+NAME_SHARE = 0.25
+
+
+def judge(evidence: Evidence) -> list[Verdict]:
+    """One verdict per request of the evidence, in its order. Pure: the same evidence gives the same verdict."""
+    if not len(evidence.requests):
+        return []
+    rows = account(evidence)
+    table = ledgers(rows, len(evidence.requests))
+    return [
+        _verdict(evidence, index, rows.of_request(index), [int(ns) for ns in table[index]])
+        for index in range(len(evidence.requests))
+    ]
+
+
+def _verdict(evidence: Evidence, index: int, rows: Account, ns: list[int]) -> Verdict:
+    request = request_facts(evidence, index)
+    row = evidence.likes[index] if index < len(evidence.likes) else LikeRow(0, 0, 0, 0, [0] * N_CAUSES)
+    like = Like(row.n, row.p50_ns, row.p95_ns, row.threshold_ns)
+    blamed = culprits_by_cause(evidence, index, rows)
+    steps = waterfall(evidence, index, rows)
+    parts = [Part(cause, ns[cause], row.parts_ns[cause], blamed.get(cause, ())) for cause in Cause if ns[cause]]
+    parts.sort(key=lambda part: (-part.ns, part.cause))
+    trust = _trust(evidence, index, ns[Cause.UNKNOWN], request.wall_ns, like)
+    excess = request.wall_ns - like.p50_ns if like.n >= MIN_LIKE else request.wall_ns
+    ranked = sorted((part for part in parts if part.cause is not Cause.UNKNOWN), key=lambda part: -part.excess_ns)
+    top = ranked[0] if ranked else None
+    outcome = _outcome(trust, excess, top, like, request.wall_ns)
+    named = top if outcome in (Outcome.NAMED, Outcome.OWN_WORK) else None
+    culprit = _first_culprit(named) if outcome is Outcome.NAMED else None
+    confidence = _confidence(trust, excess, named, like)
+    return Verdict(
+        request=request,
+        like=like,
+        ledger=tuple(parts),
+        outcome=outcome,
+        cause=named.cause if named else None,
+        culprit=culprit,
+        sentence=_sentence(outcome, excess, named, culprit, like, trust, steps, request.wall_ns),
+        confidence=confidence,
+        excess_ns=excess,
+        alternatives=_alternatives(ranked, named),
+        ruled_out=_ruled_out(evidence, ns),
+        waterfall=steps,
+        trust=trust,
+    )
+
+
+def request_facts(evidence: Evidence, index: int) -> RequestFacts:
+    row, strings = evidence.requests[index], evidence.strings
+    start = int(row["start_mono_ns"])
+    return RequestFacts(
+        trace_id=row["trace_id"].tobytes().hex(),
+        span_id=row["span_id"].tobytes().hex(),
+        parent_id=row["parent_id"].tobytes().hex(),
+        request_id=row["request_id"].decode(errors="replace"),
+        name=strings[row["name"]],
+        model=strings[row["model"]],
+        model_version=strings[row["version"]],
+        service=strings[row["service"]],
+        status=strings[row["status"]],
+        pid=int(row["tgid"]),
+        tid=int(row["tid"]),
+        start_mono_ns=start,
+        start_unix_ns=start + evidence.meta.unix_offset_ns,
+        wall_ns=int(row["end_mono_ns"]) - start,
+        batch_id=int(row["batch_id"]),
+        batch_size=int(row["batch_size"]),
+        batch_capacity=int(row["batch_capacity"]),
+        sampled=bool(row["sampled"]),
+    )
+
+
+def _trust(evidence: Evidence, index: int, unknown_ns: int, wall_ns: int, like: Like) -> Trust:
+    row = evidence.requests[index]
+    losses = evidence.losses
+    touching = (losses["end_mono_ns"] > row["start_mono_ns"]) & (losses["start_mono_ns"] < row["end_mono_ns"])
+    notes = [f"probe {name} is off: {why}" for name, why in sorted(evidence.meta.missing_probes.items())]
+    if like.n < MIN_LIKE:
+        notes.append(f"no baseline: {like.n} like requests, {MIN_LIKE} are needed")
+    return Trust(
+        coverage=round(1 - unknown_ns / wall_ns, 6) if wall_ns else 0.0,
+        lost=int(losses["count"][touching].sum()),
+        clock_error_ns=evidence.meta.clock_error_ns,
+        gpu_sample_age_ns=None,
+        notes=tuple(notes),
+    )
+
+
+def _outcome(trust: Trust, excess: int, top: Part | None, like: Like, wall_ns: int) -> Outcome:
+    if trust.coverage < COVERAGE_FLOOR:
+        return Outcome.INCONCLUSIVE
+    if like.n >= MIN_LIKE and excess < max(NAME_FLOOR_NS, like.p50_ns // 10):
+        return Outcome.NORMAL
+    if top is None or top.excess_ns < max(NAME_FLOOR_NS, NAME_SHARE * excess):
+        return Outcome.INCONCLUSIVE
+    return Outcome.NAMED if CAUSES[top.cause].accuses else Outcome.OWN_WORK
+
+
+def _first_culprit(part: Part | None) -> Culprit | None:
+    known = [c for c in part.culprits if c.kind is not CulpritKind.NONE] if part else []
+    return known[0] if known else None
+
+
+def _confidence(trust: Trust, excess: int, named: Part | None, like: Like) -> float:
+    """How much of the excess the cause explains, times how much could be seen, times how sure the norm is."""
+    if named is None or excess <= 0:
+        return 0.0
+    explained = min(1.0, named.excess_ns / excess)
+    norm = like.n / (like.n + 5)
+    return round(
+        explained * trust.coverage * (norm if like.n >= MIN_LIKE else 0.5) * (0.9 if trust.lost else 1), 3
+    )
+
+
+def _alternatives(ranked: list[Part], named: Part | None) -> tuple[Alternative, ...]:
+    others = [part for part in ranked if part is not named and part.excess_ns >= NAME_FLOOR_NS]
+    if named is None:
+        return tuple(Alternative(p.cause, _first_culprit(p), p.excess_ns, "too small a share") for p in others[:4])
+    return tuple(
+        Alternative(
+            part.cause,
+            _first_culprit(part),
+            part.excess_ns,
+            f"{ms(part.excess_ns)} ms above normal, {CAUSES[named.cause].label} {ms(named.excess_ns)}",
+        )
+        for part in others[:4]
+    )
+
+
+def _ruled_out(evidence: Evidence, ns: list[int]) -> tuple[str, ...]:
+    """Accusing causes that could be seen and were not there."""
+    return tuple(
+        f"{info.label} ({ms(ns[cause])} ms)"
+        for cause, info in CAUSES.items()
+        if info.accuses and ns[cause] < NAME_FLOOR_NS and info.probe not in evidence.meta.missing_probes
+    )
+
+
+def _sentence(
+    outcome: Outcome,
+    excess: int,
+    named: Part | None,
+    culprit: Culprit | None,
+    like: Like,
+    trust: Trust,
+    steps: tuple[Step, ...],
+    wall_ns: int,
+) -> str:
+    if outcome is Outcome.INCONCLUSIVE:
+        if trust.coverage < COVERAGE_FLOOR:
+            return (
+                f"Inconclusive: {ms(round(wall_ns * (1 - trust.coverage)))} of {ms(wall_ns)} ms could not be seen"
+                f" ({trust.lost} records lost in its window)."
+            )
+        return f"Inconclusive: {ms(excess)} ms above normal, and no single cause explains a quarter of it."
+    if outcome is Outcome.NORMAL:
+        return f"Not slow: within {ms(max(excess, 0))} ms of the median of {like.n} like requests."
+    assert named is not None
+    against = "above normal" if like.n >= MIN_LIKE else "in all, with no baseline to compare"
+    return f"{ms(excess)} ms {against}. {ms(named.excess_ns)} ms of it: {_because(named, culprit, steps)}."
+
+
+def _because(named: Part, culprit: Culprit | None, steps: tuple[Step, ...]) -> str:
+    longest = max((s for s in steps if s.cause is named.cause), key=lambda s: s.end_ns - s.start_ns, default=None)
+    thread = f"{longest.comm} thread {longest.tid}" if longest and longest.tid else "the request"
+    if named.cause is Cause.RUN_QUEUE and culprit is not None:
+        who = {
+            CulpritKind.OWN: "other threads of its own process ran there",
+            CulpritKind.IDLE: "the CPU was idle (wake-up latency)",
+        }.get(culprit.kind, f"{described(culprit)} ran there")
+        return f"{thread} was ready to run while {who}"
+    if named.cause is Cause.THROTTLED:
+        return f"{thread} was out of its own cgroup's CPU quota"
+    if named.cause is Cause.QUEUED and culprit is not None:
+        return f"it was queued while {thread} worked for {culprit.label}"
+    if culprit is not None and culprit.kind is CulpritKind.WAKER:
+        return f"{thread} waited for {culprit.label}"
+    return f"{thread}: {CAUSES[named.cause].words}"
+
+
+def described(culprit: Culprit) -> str:
+    """``stress-ng (pid 9001, /batch.slice)``."""
+    if culprit.pid is None:
+        return culprit.label
+    where = f", {culprit.cgroup}" if culprit.cgroup else ""
+    return f"{culprit.comm} (pid {culprit.pid}{where})"
+
+
+def ms(ns: int) -> str:
+    return f"{ns / 1e6:.1f}"

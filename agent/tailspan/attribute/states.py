@@ -1,0 +1,225 @@
+"""What each thread did at every instant, as a table of states that tile its life.
+
+From the kernel's records: a turn gives *on cpu*, *blocked* and *run queue*, the last split by who held the CPU.
+Where a thread's turns do not join, a record was lost, and exactly that stretch is ``unknown``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from tailspan.attribute.causes import Cause
+from tailspan.attribute.intervals import Ints, disjoint, tile
+from tailspan.timeline.evidence import Evidence, Table
+from tailspan.timeline.tables import FOREVER
+from tailspan.wire.events import RUNNER, CycleFlags
+from tailspan.wire.syscalls import SYSCALLS
+
+_ROW = np.dtype(
+    [
+        ("start", "<i8"),
+        ("end", "<i8"),
+        ("tid", "<i8"),
+        ("cause", "<i8"),
+        ("runner", "<i8"),  # row of States.runners; -1: nobody known
+        ("waker_tid", "<i8"),  # who ended a blocked state; 0: unknown, or an interrupt did
+        ("waker_comm", "S16"),
+        ("syscall_nr", "<i4"),
+        ("pad", "<i4"),
+        ("length_ns", "<i8"),  # of an on-cpu state before it was cut to the window
+        ("irq_ns", "<i8"),  # spread evenly over that length, as are the next two
+        ("short_blocked_ns", "<i8"),
+        ("short_runq_ns", "<i8"),
+    ]
+)
+
+
+@dataclass(slots=True)
+class States:
+    """``rows`` sorted by (tid, start), disjoint within a tid, cut to the time that the requests span.
+
+    ``key`` is the dense index of the tid, for :func:`tile`.
+    """
+
+    rows: Table
+    key: Ints
+    tids: Ints  #: sorted; position = key
+    runners: Table
+
+    def key_of(self, tid: npt.NDArray[np.generic]) -> Ints:
+        """Key per tid; a tid that was never seen gets a key without states."""
+        tid = tid.astype(np.int64)
+        at = np.minimum(np.searchsorted(self.tids, tid), max(len(self.tids) - 1, 0))
+        known = self.tids[at] == tid if len(self.tids) else np.zeros(len(tid), bool)
+        return np.where(known, at, len(self.tids)).astype(np.int64)
+
+
+def thread_states(evidence: Evidence) -> States:
+    cycles = evidence.cycles
+    runners, waits = _waits(cycles, evidence.slices)
+    parts = [_running(cycles), _blocked(cycles), waits, _tails(evidence)]
+    rows = np.concatenate(parts)
+    rows["length_ns"] = rows["end"] - rows["start"]
+    if len(evidence.requests):
+        from_, to = evidence.requests["start_mono_ns"].min(), evidence.requests["end_mono_ns"].max()
+        np.clip(rows["start"], from_, to, out=rows["start"])
+        np.clip(rows["end"], from_, to, out=rows["end"])
+    rows = rows[rows["end"] > rows["start"]]
+    rows = rows[np.lexsort((rows["start"], rows["tid"]))]
+    tids, key = np.unique(rows["tid"], return_inverse=True)
+    rows["start"], rows["end"] = disjoint(key, rows["start"], rows["end"])
+    keep = rows["end"] > rows["start"]
+    return States(rows[keep], key[keep].astype(np.int64), tids, runners)
+
+
+def _rows(count: int) -> Table:
+    rows = np.zeros(count, _ROW)
+    rows["runner"] = -1
+    rows["syscall_nr"] = -1
+    return rows
+
+
+def _running(cycles: Table) -> Table:
+    rows = _rows(len(cycles))
+    rows["start"], rows["end"] = cycles["run_mono_ns"], cycles["off_mono_ns"]
+    rows["tid"], rows["cause"] = cycles["tid"], Cause.ON_CPU
+    for name in ("irq_ns", "short_blocked_ns", "short_runq_ns"):
+        rows[name] = cycles[name]
+    # A thread seen asleep at adoption did not run before, it was not seen.
+    ran: Table = rows[cycles["flags"] & (CycleFlags.SEEDED | CycleFlags.BORN) == 0]
+    return ran
+
+
+def _blocked(cycles: Table) -> Table:
+    asleep = cycles[cycles["ready_mono_ns"] > cycles["off_mono_ns"]]
+    rows = _rows(len(asleep))
+    rows["start"], rows["end"] = asleep["off_mono_ns"], asleep["ready_mono_ns"]
+    rows["tid"] = asleep["tid"]
+    rows["cause"] = blocked_cause(asleep["syscall_nr"], asleep["flags"])
+    rows["syscall_nr"] = asleep["syscall_nr"]
+    by_task = asleep["flags"] & CycleFlags.WAKER_IRQ == 0
+    rows["waker_tid"] = np.where(by_task, asleep["waker_tid"], 0)
+    rows["waker_comm"] = np.where(by_task, asleep["waker_comm"], b"")
+    return rows
+
+
+def _waits(cycles: Table, slices: Table) -> tuple[Table, Table]:
+    """Run-queue waits, split by who held the CPU; and the table of those runners."""
+    waiting = cycles[cycles["on_mono_ns"] > cycles["ready_mono_ns"]]
+    inline = cycles[cycles["flags"] & CycleFlags.RUNNER != 0]
+    cpu = np.concatenate((slices["cpu"], inline["wait_cpu"])).astype(np.int64)
+    start = np.concatenate((slices["start_mono_ns"], inline["runner_since_mono_ns"]))
+    end = np.concatenate((slices["end_mono_ns"], inline["on_mono_ns"]))
+    runners = np.concatenate((slices["runner"], inline["runner"])).astype(RUNNER)
+    order = np.lexsort((start, cpu))
+    cpu, runners = cpu[order], runners[order]
+    start, end = disjoint(cpu, start[order], end[order])
+
+    tiles = tile(
+        waiting["wait_cpu"].astype(np.int64), waiting["ready_mono_ns"], waiting["on_mono_ns"], cpu, start, end
+    )
+    rows = _rows(len(tiles.parent))
+    rows["start"], rows["end"] = tiles.start, tiles.end
+    rows["tid"] = waiting["tid"][tiles.parent]
+    out_of_quota = waiting["flags"][tiles.parent] & CycleFlags.THROTTLED != 0
+    # Never accuse a neighbour of the victim's own limit: quota comes first.
+    rows["cause"] = np.where(out_of_quota, Cause.THROTTLED, Cause.RUN_QUEUE)
+    rows["runner"] = np.where(out_of_quota, -1, tiles.cover)
+    return runners, rows
+
+
+def _tails(evidence: Evidence) -> Table:
+    """From a thread's last record on: what its open interval says; running, where there is none.
+
+    A thread whose last turn is open has no record of it yet; the kernel was asked for it
+    (``evidence.open_threads``). A thread with neither is one that was not followed.
+    """
+    cycles, open_ = evidence.cycles, evidence.open_threads
+    last: dict[int, int] = {}
+    if len(cycles):
+        ends = np.append(cycles["tid"][1:] != cycles["tid"][:-1], True)
+        last = dict(zip(cycles["tid"][ends].tolist(), cycles["on_mono_ns"][ends].tolist(), strict=True))
+    gone = dict(zip(evidence.threads["tid"].tolist(), evidence.threads["gone_mono_ns"].tolist(), strict=True))
+    rows: list[tuple[int, int, int, int, int, bytes, int, int, int, int]] = []
+    for state in open_:
+        tid, run, off = int(state["tid"]), int(state["run_mono_ns"]), int(state["off_mono_ns"])
+        if last.get(tid, run) > run:
+            continue  # a newer record than this look: its own tail is below
+        last.pop(tid, None)
+        seeded = int(state["flags"]) & CycleFlags.SEEDED and off
+        shorts = (int(state["irq_ns"]), int(state["short_blocked_ns"]), int(state["short_runq_ns"]))
+        if not seeded:
+            rows.append((run, off or FOREVER, tid, Cause.ON_CPU, 0, b"", -1, *shorts))
+        if off:
+            ready = int(state["ready_mono_ns"]) or FOREVER
+            cause = int(blocked_cause(state["syscall_nr"][None], state["flags"][None])[0])
+            waker = (int(state["waker_tid"]), bytes(state["waker_comm"])) if ready != FOREVER else (0, b"")
+            rows.append((off, ready, tid, cause, *waker, int(state["syscall_nr"]), 0, 0, 0))
+            if ready != FOREVER:
+                rows.append((ready, FOREVER, tid, Cause.RUN_QUEUE, 0, b"", -1, 0, 0, 0))
+    rows += [(on, gone.get(tid, FOREVER), tid, Cause.ON_CPU, 0, b"", -1, 0, 0, 0) for tid, on in last.items()]
+    table = _rows(len(rows))
+    names = ["start", "end", "tid", "cause", "waker_tid", "waker_comm", "syscall_nr"]
+    names += ["irq_ns", "short_blocked_ns", "short_runq_ns"]
+    for name, column in zip(names, zip(*rows, strict=True), strict=False):
+        table[name] = column
+    return table
+
+
+_BY_SYSCALL = {
+    Cause.FUTEX: ("futex", "futex_waitv", "futex_wait"),
+    Cause.IO: (
+        *(
+            "read",
+            "pread64",
+            "readv",
+            "preadv",
+            "preadv2",
+            "write",
+            "pwrite64",
+            "writev",
+            "pwritev",
+            "pwritev2",
+        ),
+        *("fsync", "fdatasync", "sync", "syncfs", "sync_file_range", "msync", "sendfile", "copy_file_range"),
+        *("open", "openat", "openat2", "creat", "stat", "fstat", "lstat", "newfstatat", "statx", "access"),
+        *(
+            "getdents",
+            "getdents64",
+            "unlink",
+            "unlinkat",
+            "rename",
+            "renameat",
+            "renameat2",
+            "mkdir",
+            "rmdir",
+        ),
+        *("ftruncate", "truncate", "fallocate", "readahead", "fadvise64", "io_getevents", "io_submit"),
+        *("mmap", "madvise", "mlock", "swapon", "close", "flock", "io_uring_enter"),
+    ),
+    Cause.SOCKET: (
+        *("recvfrom", "recvmsg", "recvmmsg", "sendto", "sendmsg", "sendmmsg", "accept", "accept4", "connect"),
+        *("shutdown",),
+    ),
+    Cause.POLL: ("poll", "ppoll", "select", "pselect6", "epoll_wait", "epoll_pwait", "epoll_pwait2"),
+    Cause.SLEEP: ("nanosleep", "clock_nanosleep", "pause", "rt_sigtimedwait", "rt_sigsuspend"),
+}
+_CAUSE_OF_NR = np.full(len(SYSCALLS), Cause.OTHER, np.int64)
+for _cause, _names in _BY_SYSCALL.items():
+    for _name in _names:
+        if _name in SYSCALLS:
+            _CAUSE_OF_NR[SYSCALLS.index(_name)] = _cause
+
+
+def blocked_cause(syscall_nr: npt.NDArray[np.int32], flags: npt.NDArray[np.uint32]) -> Ints:
+    """Coarse reason of a sleep: from the system call it sleeps in; the kernel's own I/O-wait mark comes first.
+
+    ``read`` and ``write`` count as I/O although the descriptor may be a pipe or a socket.
+    """
+    nr = syscall_nr.astype(np.int64)
+    known = (nr >= 0) & (nr < len(_CAUSE_OF_NR))
+    cause = np.where(known, _CAUSE_OF_NR[np.where(known, nr, 0)], Cause.OTHER)
+    return np.where(flags & CycleFlags.IOWAIT != 0, Cause.IO, cause).astype(np.int64)

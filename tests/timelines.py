@@ -1,0 +1,199 @@
+"""Synthetic evidence: a small language to write down what threads and requests did, in milliseconds."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+
+import numpy as np
+
+from tailspan.attribute.causes import N_CAUSES
+from tailspan.timeline.evidence import TABLES, Evidence, LikeRow, Meta
+from tailspan.timeline.tables import FOREVER
+from tailspan.wire.events import CycleFlags, RunnerFlags, ThreadMode
+from tailspan.wire.spans import ActivationKind, SpanKind
+from tailspan.wire.syscalls import SYSCALLS
+
+MS = 1_000_000
+TASK_INTERRUPTIBLE = 1
+
+
+class Timeline:
+    """Times are milliseconds; threads are followed from time 0 and on a CPU unless told otherwise.
+
+
+    ``blocks``, ``waits`` and ``moves`` of one thread must be told in time order.
+    """
+
+    def __init__(self, tgid: int = 100) -> None:
+        self.tgid = tgid
+        self._rows: dict[str, list[dict[str, object]]] = defaultdict(list)
+        self._on: dict[int, int] = {}  # tid -> since when its current turn runs, ns
+        self._strings = [""]
+        self.meta = Meta(host="test", unix_offset_ns=1_000_000 * MS, clock_error_ns=50, cpu_count=2)
+
+    def request(self, start: float, end: float, tid: int, **fields: object) -> int:
+        """A request; returns its row. String fields are given as text."""
+        row = len(self._rows["requests"])
+        for name in ("name", "model", "version", "service", "status"):
+            fields[name] = self._string(str(fields.get(name, "")))
+        self._rows["requests"].append(
+            {
+                "trace_id": np.void((row + 1).to_bytes(16, "big")),
+                "span_id": np.void((row + 1).to_bytes(8, "big")),
+                "start_mono_ns": round(start * MS),
+                "end_mono_ns": round(end * MS),
+                "tid": tid,
+                "tgid": self.tgid,
+                "sampled": 1,
+                **fields,
+            }
+        )
+        return row
+
+    def span(
+        self, request: int, name: str, start: float, end: float, tid: int, kind: SpanKind = SpanKind.SYNC
+    ) -> None:
+        self._rows["spans"].append(
+            {
+                "request": request,
+                "name": self._string(name),
+                "start_mono_ns": round(start * MS),
+                "end_mono_ns": round(end * MS),
+                "tid": tid,
+                "kind": kind,
+            }
+        )
+
+    def batch(self, batch_id: int, start: float, end: float, tid: int, size: int = 1, capacity: int = 8) -> None:
+        self._activation(ActivationKind.BATCH, batch_id, start, end, tid, size=size, capacity=capacity)
+
+    def step(self, request: int, start: float, end: float, tid: int) -> None:
+        """An event-loop step for a request (its row), or -1 for none."""
+        self._activation(ActivationKind.STEP, request + 1, start, end, tid)
+
+    def blocks(
+        self,
+        tid: int,
+        off: float,
+        ready: float,
+        on: float,
+        syscall: str = "futex",
+        waker: int = 0,
+        **fields: object,
+    ) -> None:
+        """The thread sleeps in ``syscall`` from ``off``, is woken at ``ready`` and gets on a CPU at ``on``."""
+        self.cycle(
+            tid,
+            off,
+            ready,
+            on,
+            state=TASK_INTERRUPTIBLE,
+            syscall_nr=SYSCALLS.index(syscall),
+            waker_tid=waker,
+            waker_comm=f"t{waker}".encode() if waker else b"",
+            **fields,
+        )
+
+    def waits(self, tid: int, off: float, on: float, cpu: int = 0, **fields: object) -> None:
+        """The thread is preempted at ``off`` and gets on again at ``on``."""
+        flags = CycleFlags.PREEMPTED | int(fields.pop("flags", 0))  # type: ignore[call-overload]
+        self.cycle(tid, off, off, on, wait_cpu=cpu, flags=flags, **fields)
+
+    def cycle(self, tid: int, off: float, ready: float, on: float, **fields: object) -> None:
+        run = self._on.get(tid, 0)
+        self._rows["cycles"].append(
+            {
+                "run_mono_ns": run,
+                "off_mono_ns": round(off * MS),
+                "ready_mono_ns": round(ready * MS),
+                "on_mono_ns": round(on * MS),
+                "tid": tid,
+                "tgid": self.tgid,
+                "syscall_nr": -1,
+                **fields,
+            }
+        )
+        self._on[tid] = round(on * MS)
+
+    def lose_cycle(self, tid: int, on: float) -> None:
+        """A record that never came: the next turn begins at ``on``."""
+        self._on[tid] = round(on * MS)
+
+    def slice(
+        self, cpu: int, start: float, end: float, tgid: int, comm: str, cgroup_id: int = 0, kthread: bool = False
+    ) -> None:
+        runner = np.zeros((), TABLES["slices"]["runner"])
+        runner["tid"], runner["tgid"], runner["comm"], runner["cgroup_id"] = tgid, tgid, comm.encode(), cgroup_id
+        runner["flags"] = RunnerFlags.KTHREAD if kthread else 0
+        self._rows["slices"].append(
+            {"cpu": cpu, "start_mono_ns": round(start * MS), "end_mono_ns": round(end * MS), "runner": runner}
+        )
+
+    def open(self, tid: int, off: float, ready: float = 0, syscall: str = "futex") -> None:
+        """The thread's turn is not over: off the CPU since ``off``."""
+        self._rows["open_threads"].append(
+            {
+                "tid": tid,
+                "tgid": self.tgid,
+                "run_mono_ns": self._on.get(tid, 0),
+                "off_mono_ns": round(off * MS),
+                "ready_mono_ns": round(ready * MS),
+                "mode": ThreadMode.RUNNABLE if ready else ThreadMode.BLOCKED,
+                "syscall_nr": SYSCALLS.index(syscall),
+            }
+        )
+
+    def runs(self, tid: int) -> None:
+        """A thread that is on a CPU all the time."""
+        self._rows["open_threads"].append(
+            {"tid": tid, "tgid": self.tgid, "run_mono_ns": self._on.get(tid, 0), "mode": ThreadMode.RUNNING}
+        )
+
+    def loss(self, start: float, end: float, count: int) -> None:
+        self._rows["losses"].append(
+            {"start_mono_ns": round(start * MS), "end_mono_ns": round(end * MS), "count": count}
+        )
+
+    def evidence(self, like: LikeRow | None = None) -> Evidence:
+        tables = {name: _table(name, self._rows[name]) for name in TABLES}
+        tables["cycles"] = tables["cycles"][np.lexsort((tables["cycles"]["run_mono_ns"], tables["cycles"]["tid"]))]
+        order = np.lexsort((tables["slices"]["start_mono_ns"], tables["slices"]["cpu"]))
+        tables["slices"] = tables["slices"][order]
+        tids = sorted({int(r["tid"]) for name in ("cycles", "open_threads") for r in tables[name]})
+        tables["threads"] = _table(
+            "threads",
+            [
+                {"tid": tid, "tgid": self.tgid, "ns_tid": tid, "gone_mono_ns": FOREVER, "comm": f"t{tid}".encode()}
+                for tid in tids
+            ],
+        )
+        likes = [like or LikeRow(0, 0, 0, 0, [0] * N_CAUSES)] * len(tables["requests"])
+        return Evidence(**tables, strings=self._strings, likes=likes, meta=self.meta)
+
+    def _activation(
+        self, kind: ActivationKind, owner: int, start: float, end: float, tid: int, **fields: object
+    ) -> None:
+        self._rows["activations"].append(
+            {
+                "kind": kind,
+                "owner": owner,
+                "start_mono_ns": round(start * MS),
+                "end_mono_ns": round(end * MS),
+                "tid": tid,
+                "tgid": self.tgid,
+                **fields,
+            }
+        )
+
+    def _string(self, text: str) -> int:
+        if text not in self._strings:
+            self._strings.append(text)
+        return self._strings.index(text)
+
+
+def _table(name: str, rows: list[dict[str, object]]) -> np.ndarray:
+    table = np.zeros(len(rows), TABLES[name])
+    for index, row in enumerate(rows):
+        for field, value in row.items():
+            table[field][index] = value
+    return table
