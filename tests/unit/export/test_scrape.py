@@ -1,0 +1,119 @@
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from http.client import HTTPConnection
+
+import pytest
+
+from tailspan.errors import CannotError
+from tailspan.export import scrape
+from tailspan.export.prometheus import Metrics
+from tailspan.export.scrape import MetricsServer
+
+
+@pytest.fixture
+def problems() -> list[str]:
+    return [""]
+
+
+@pytest.fixture
+def server(problems: list[str]) -> Iterator[MetricsServer]:
+    metrics = Metrics()
+    metrics.request("infer", "m", "1", "ok", 0.4, "ab" * 16)
+    running = MetricsServer(metrics.registry, port=0, problem=lambda: problems[0])
+    yield running
+    running.close()
+
+
+def _get(server: MetricsServer, path: str, method: str = "GET", **headers: str) -> tuple[int, str, str]:
+    connection = HTTPConnection("127.0.0.1", server.port, timeout=10)
+    try:
+        connection.request(method, path, headers=headers)
+        response = connection.getresponse()
+        return response.status, response.headers["Content-Type"], response.read().decode()
+    finally:
+        connection.close()
+
+
+def test_metrics_are_text_by_default(server: MetricsServer) -> None:
+    status, content_type, body = _get(server, "/metrics")
+    assert status == 200
+    assert content_type.startswith("text/plain; version=0.0.4")
+    assert "tailspan_build_info{" in body
+    assert "trace_id" not in body
+
+
+def test_metrics_are_openmetrics_with_exemplars_where_the_client_accepts_them(server: MetricsServer) -> None:
+    accept = "application/openmetrics-text;version=1.0.0,text/plain;version=0.0.4;q=0.5"
+    status, content_type, body = _get(server, "/metrics", Accept=accept)
+    assert status == 200
+    assert content_type.startswith("application/openmetrics-text; version=1.0.0")
+    assert f'# {{trace_id="{"ab" * 16}"}} 0.4' in body
+    assert body.endswith("# EOF\n")
+
+
+def test_healthz_says_what_is_wrong(server: MetricsServer, problems: list[str]) -> None:
+    assert _get(server, "/healthz")[::2] == (200, "ok\n")
+    problems[0] = "no ring was drained for 12 s"
+    assert _get(server, "/healthz")[::2] == (503, "no ring was drained for 12 s\n")
+
+
+@pytest.mark.parametrize("path", ["/", "/metrics/", "/metricsx", "/../etc/passwd", "http://127.0.0.1/debug"])
+def test_any_other_path_is_404(server: MetricsServer, path: str) -> None:
+    assert _get(server, path)[0] == 404
+
+
+@pytest.mark.parametrize("method", ["POST", "PUT", "DELETE"])
+def test_any_other_method_is_refused(server: MetricsServer, method: str) -> None:
+    assert _get(server, "/metrics", method)[0] == 501
+
+
+def test_idle_connections_are_bounded_and_cut_off_and_do_not_keep_others_out(
+    monkeypatch: pytest.MonkeyPatch, server: MetricsServer
+) -> None:
+    # GIVEN more idle connections than are served at a time
+    assert scrape._Handler.timeout == scrape.SOCKET_TIMEOUT_S
+    monkeypatch.setattr(scrape._Handler, "timeout", 0.3)
+    idle = [socket.create_connection(("127.0.0.1", server.port)) for _ in range(scrape.MAX_CONNECTIONS + 3)]
+
+    # WHEN they say nothing
+    deadline = time.monotonic() + 10
+    while True:
+        try:
+            status = _get(server, "/healthz")[0]
+            break
+        except OSError:  # one of those above the bound: closed at once
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+
+    # THEN they are closed, one and all, and a scrape gets through
+    assert status == 200
+    for connection in idle:
+        connection.settimeout(10)
+        assert connection.recv(1) == b""
+        connection.close()
+
+
+def test_close_ends_the_thread_and_frees_the_port() -> None:
+    metrics = Metrics()
+    first = MetricsServer(metrics.registry, port=0)
+    first.close()
+    second = MetricsServer(metrics.registry, port=first.port)
+    second.close()
+    assert "tailspan-metrics" not in {thread.name for thread in threading.enumerate()}
+
+
+def test_an_address_in_use_is_a_clear_error(server: MetricsServer) -> None:
+    with pytest.raises(CannotError, match=rf"cannot serve metrics on 127.0.0.1:{server.port}: .*in use"):
+        MetricsServer(Metrics().registry, port=server.port)
+
+
+@pytest.mark.parametrize(
+    ("host", "port"), [("192.0.2.1", 0), ("127.0.0.1", 70000), ("127.0.0.1", -1), ("a" * 300, 0)]
+)
+def test_an_address_that_is_not_this_hosts_is_a_clear_error(host: str, port: int) -> None:
+    with pytest.raises(CannotError, match="cannot serve metrics on "):
+        MetricsServer(Metrics().registry, host, port)

@@ -1,0 +1,60 @@
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from tailspan.attribute.causes import Cause
+from tailspan.export import semconv
+
+#: Names that OpenTelemetry defines and that mean the same here; all others carry our prefix.
+OTEL_NAMES = {"service.name", "process.pid", "host.name", "error.type"}
+
+
+def test_every_attribute_has_our_prefix_or_is_opentelemetrys_own() -> None:
+    ours = {attribute.name for attribute in semconv.ATTRIBUTES} - OTEL_NAMES
+    assert all(re.fullmatch(r"tailspan(\.[a-z0-9_]+)+", name) for name in ours)
+
+
+def test_no_name_is_defined_twice() -> None:
+    for names in (
+        [attribute.name for attribute in semconv.ATTRIBUTES],
+        [metric.name for metric in semconv.METRICS],
+        [semconv.VERDICT_SPAN.name, *(span.name for span in semconv.STEP_SPANS.values())],
+    ):
+        assert len(names) == len(set(names))
+
+
+def test_no_attribute_is_also_the_namespace_of_another() -> None:
+    # OpenTelemetry forbids it: a backend that nests attributes could keep only one of the two.
+    names = {attribute.name for attribute in semconv.ATTRIBUTES}
+    prefixes = {name[: dot.start()] for name in names for dot in re.finditer(r"\.", name)}
+    assert not names & prefixes
+
+
+def test_every_cause_has_a_span_a_ledger_attribute_and_an_attribute_for_what_is_below_the_floor() -> None:
+    for names in (semconv.STEP_SPANS, semconv.LEDGER, semconv.BELOW_FLOOR):
+        assert set(names) == set(Cause)
+
+
+def test_everything_has_a_meaning_in_words() -> None:
+    everything = [*semconv.ATTRIBUTES, *semconv.METRICS, semconv.VERDICT_SPAN, *semconv.STEP_SPANS.values()]
+    assert all(thing.meaning.strip() for thing in everything)
+
+
+@pytest.mark.parametrize("metric", semconv.METRICS, ids=lambda metric: metric.name)
+def test_metric_follows_the_naming_conventions(metric: semconv.Metric) -> None:
+    unit_suffix = {"s": "_seconds", "By": "_bytes"}.get(metric.unit, "")
+    stem = metric.name.removesuffix("_total")
+
+    assert re.fullmatch(r"tailspan_[a-z_]+", metric.name)
+    assert metric.name.endswith("_total") == (metric.kind == "counter")
+    assert stem.endswith(unit_suffix)
+    assert not set(metric.labels) & {"pid", "tid", "tgid", "trace_id", "span_id", "request_id", "comm", "le"}
+
+
+def test_duration_buckets_are_1_2_5_from_100_microseconds_to_10_seconds() -> None:
+    bounds = semconv.DURATION_BUCKETS
+    assert [f"{bound:g}" for bound in bounds[:4]] == ["0.0001", "0.0002", "0.0005", "0.001"]
+    assert (len(bounds), bounds[-1]) == (16, 10.0)
+    assert list(bounds) == sorted(set(bounds))
