@@ -106,7 +106,7 @@ struct task_struct {
 	struct pid *thread_pid;
 	int pid;
 	int tgid;
-	unsigned in_iowait : 1;
+	unsigned in_iowait : 1; /* BPF_CORE_READ_BITFIELD only: a plain read takes the bit of this struct */
 	char comm[16];
 } __access;
 

@@ -155,7 +155,7 @@ static __always_inline void switch_out(struct task_struct *task, struct follow *
 		regs = (struct pt_regs *)bpf_task_pt_regs(task);
 		f->syscall_nr = SYSCALL_NR(regs);
 	}
-	if (task->in_iowait)
+	if (BPF_CORE_READ_BITFIELD(task, in_iowait))
 		f->flags |= CYCLE_IOWAIT;
 	if (f->state == 0) { /* preempt alone is not it: on return to user mode it is false */
 		f->flags |= CYCLE_PREEMPTED;

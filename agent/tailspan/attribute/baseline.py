@@ -64,7 +64,7 @@ class Baseline:
             group = self._groups.get(sized)
             if group is None or group.seen < MIN_LIKE:
                 group = self._groups.get(unsized)
-            found.append(self._like(group) if group else _UNKNOWN)
+            found.append(self._like(group) if group else self._nothing())
         return found
 
     def learn(
@@ -121,16 +121,22 @@ class Baseline:
         group.like = None
 
     def _like(self, group: _Group) -> LikeRow:
+        n = min(group.seen, self._memory)
+        if not n:
+            return self._nothing()
         if group.like is None:
-            n = min(group.seen, self._memory)
-            if not n:
-                return _UNKNOWN
             walls = np.sort(group.walls[:n])
             p50, p95 = int(walls[(n - 1) // 2]), int(walls[min(n - 1, n * 95 // 100)])
-            threshold = max(self.rule.slo_ns, p95, int(p50 * self.rule.factor), p50 + self.rule.min_excess_ns)
+            rule = self.rule
+            threshold = rule.slo_ns
+            if n >= MIN_LIKE:
+                threshold = max(threshold, p95, int(p50 * rule.factor), p50 + rule.min_excess_ns)
             medians = np.sort(group.parts[:n], axis=0)[(n - 1) // 2]
             group.like = LikeRow(n, p50, p95, threshold, medians.tolist())
         return group.like
+
+    def _nothing(self) -> LikeRow:
+        return LikeRow(0, 0, 0, self.rule.slo_ns, [0] * N_CAUSES)
 
     @staticmethod
     def _keys(requests: Table, strings: Sequence[str]) -> list[tuple[_Key, _Key]]:
@@ -141,14 +147,9 @@ class Baseline:
         return keys
 
 
-_UNKNOWN = LikeRow(0, 0, 0, 0, [0] * N_CAUSES)
-
-
-def is_slow(requests: Table, likes: Sequence[LikeRow], slo_ns: int = 0) -> npt.NDArray[np.bool_]:
-    """Above its like's threshold; without enough like requests only above the SLO, if there is one."""
-    walls = requests["end_mono_ns"] - requests["start_mono_ns"]
+def is_slow(requests: Table, likes: Sequence[LikeRow]) -> npt.NDArray[np.bool_]:
+    """Above its like's threshold. 0 is none: without enough like requests and without an SLO nothing is slow."""
     thresholds = np.array([like.threshold_ns for like in likes], np.int64)
-    known = np.array([like.n >= MIN_LIKE for like in likes], np.bool_)
-    above_slo = (walls > slo_ns) if slo_ns else np.zeros(len(walls), np.bool_)
-    result: npt.NDArray[np.bool_] = np.where(known, walls > thresholds, above_slo)
+    walls = requests["end_mono_ns"] - requests["start_mono_ns"]
+    result: npt.NDArray[np.bool_] = (thresholds > 0) & (walls > thresholds)
     return result

@@ -121,27 +121,31 @@ def waterfall(evidence: Evidence, index: int, rows: Account) -> tuple[Step, ...]
             tid,
             comms.get(tid, ""),
             cause,
-            _note(evidence, index, rows, at, cause, comms),
+            _note(evidence, rows, at, cause, _culprit(evidence, index, rows, at, cause)),
+            _via(rows, at, cause, comms),
         )
         if steps and (len(steps) >= MAX_STEPS or _same(steps[-1], step)):
             last = steps.pop()
-            step = Step(last.start_ns, step.end_ns, last.span, last.tid, last.comm, last.cause, last.note)
+            step = Step(
+                last.start_ns, step.end_ns, last.span, last.tid, last.comm, last.cause, last.note, last.via
+            )
         steps.append(step)
     return tuple(steps)
 
 
 def _same(a: Step, b: Step) -> bool:
-    return (a.span, a.tid, a.cause, a.note) == (b.span, b.tid, b.cause, b.note)
+    return (a.span, a.tid, a.cause, a.note, a.via) == (b.span, b.tid, b.cause, b.note, b.via)
 
 
-def _note(evidence: Evidence, index: int, rows: Account, at: int, cause: Cause, comms: dict[int, str]) -> str:
-    note = _culprit(evidence, index, rows, at, cause).label
-    if cause is not Cause.QUEUED and rows.path.hold[rows.rows["segment"][at]] == Hold.BEHIND:
-        note = ", ".join(filter(None, (note, f"behind {_occupant(evidence, rows, at).label}")))
-    via = int(rows.rows["via"][at])
-    if via and cause is not Cause.FUTEX:
-        note = ", ".join(filter(None, (note, f"of {comms.get(via, '?')}[{via}], which it waited for")))
-    return note
+def _note(evidence: Evidence, rows: Account, at: int, cause: Cause, culprit: Culprit) -> str:
+    behind = rows.path.hold[rows.rows["segment"][at]] == Hold.BEHIND and cause is not Cause.QUEUED
+    occupant = f"behind {_occupant(evidence, rows, at).label}" if behind else ""
+    return ", ".join(filter(None, (culprit.label, occupant)))
+
+
+def _via(rows: Account, at: int, cause: Cause, comms: dict[int, str]) -> str:
+    tid = int(rows.rows["via"][at])
+    return f"{comms.get(tid, '?')}[{tid}]" if tid and cause is not Cause.FUTEX else ""
 
 
 def text(raw: bytes) -> str:

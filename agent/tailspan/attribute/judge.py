@@ -184,25 +184,40 @@ def _sentence(
         return f"Not slow: within {ms(max(excess, 0))} ms of the median of {like.n} like requests."
     assert named is not None
     against = "above normal" if like.n >= MIN_LIKE else "in all, with no baseline to compare"
-    return f"{ms(excess)} ms {against}. {ms(named.excess_ns)} ms of it: {_because(named, culprit, steps)}."
+    # Other parts may be below their norm: a cause never explains more than there is to explain.
+    explained = min(named.excess_ns, excess)
+    return f"{ms(excess)} ms {against}. {ms(explained)} ms of it: {_because(named, culprit, steps)}."
 
 
 def _because(named: Part, culprit: Culprit | None, steps: tuple[Step, ...]) -> str:
     longest = max((s for s in steps if s.cause is named.cause), key=lambda s: s.end_ns - s.start_ns, default=None)
     thread = f"{longest.comm} thread {longest.tid}" if longest and longest.tid else "the request"
+    if longest and longest.via:
+        thread = f"{longest.via}, which {thread} waited for,"
+    if named.cause is Cause.RUN_QUEUE and culprit is None:
+        return f"{thread} was ready to run, and who had the CPU was not seen"
     if named.cause is Cause.RUN_QUEUE and culprit is not None:
         who = {
             CulpritKind.OWN: "other threads of its own process ran there",
             CulpritKind.IDLE: "the CPU was idle (wake-up latency)",
         }.get(culprit.kind, f"{described(culprit)} ran there")
-        return f"{thread} was ready to run while {who}"
+        return f"{thread} was ready to run while {who}{_not_alone(named, culprit)}"
     if named.cause is Cause.THROTTLED:
         return f"{thread} was out of its own cgroup's CPU quota"
     if named.cause is Cause.QUEUED and culprit is not None:
-        return f"it was queued while {thread} worked for {culprit.label}"
+        return f"it was queued while {thread} worked for {culprit.label}{_not_alone(named, culprit)}"
     if culprit is not None and culprit.kind is CulpritKind.WAKER:
-        return f"{thread} waited for {culprit.label}"
+        return f"{thread} waited for {culprit.label}{_not_alone(named, culprit)}"
     return f"{thread}: {CAUSES[named.cause].words}"
+
+
+def _not_alone(named: Part, culprit: Culprit) -> str:
+    """The first culprit's own time, where it is not nearly all of the part."""
+    if culprit.ns >= 0.9 * named.ns:
+        return ""
+    others = sum(1 for c in named.culprits if c is not culprit and c.ns >= NAME_FLOOR_NS)
+    behind = f", others {ms(named.ns - culprit.ns)} ms" if others else ""
+    return f" for {ms(culprit.ns)} ms{behind}"
 
 
 def described(culprit: Culprit) -> str:

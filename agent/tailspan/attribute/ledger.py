@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tailspan.attribute.causes import N_CAUSES, Cause
-from tailspan.attribute.intervals import Ints, tile
+from tailspan.attribute.intervals import Ints, disjoint, tile
 from tailspan.attribute.path import Hold, Path, critical_path
 from tailspan.attribute.states import States, thread_states
 from tailspan.timeline.evidence import Evidence, Table
@@ -67,7 +67,7 @@ def account(evidence: Evidence) -> Account:
             break
         done.append(rows[~followed])
         rows = _follow_wakers(rows[followed], states)
-    rows = np.concatenate([*done, rows])
+    rows = _short_of_pool_threads(np.concatenate([*done, rows]), evidence, path, states)
     return Account(rows[np.lexsort((rows["start"], rows["request"]))], path, states)
 
 
@@ -117,6 +117,41 @@ def _follow_wakers(waits: Table, states: States) -> Table:
     rows["state"] = np.where(keeps_waiting, rows["state"], tiles.cover)
     rows["cause"] = np.where(keeps_waiting, Cause.FUTEX, of_waker)
     return rows
+
+
+def _short_of_pool_threads(rows: Table, evidence: Evidence, path: Path, states: States) -> Table:
+    """While a native pool thread that the request's thread has woken waits for a CPU, so does the request.
+
+    Its own thread may well be on a CPU: it spins at the join, or does the pool thread's share (ONNX Runtime does
+    both). Pool threads are those that no span or activation names and that sleep on futexes only; they work for
+    who woke them until they sleep again. The time may include work that the request's thread had to do anyway.
+    """
+    state = states.rows
+    named = [evidence.requests["tid"], evidence.spans["tid"], evidence.activations["tid"]]
+    asleep = (state["cause"] != Cause.ON_CPU) & (state["cause"] != Cause.RUN_QUEUE)
+    asleep &= state["cause"] != Cause.THROTTLED
+    other_sleeps = state["tid"][asleep & (state["cause"] != Cause.FUTEX)]
+    pool = ~np.isin(state["tid"], np.concatenate([*named, other_sleeps]))
+    # The sleep before a state, in the same thread: who ended it is whom the thread works for.
+    before = np.maximum.accumulate(np.where(asleep, np.arange(len(state)), -1)) if len(state) else asleep
+    woken = pool & ~asleep & (state["cause"] != Cause.ON_CPU) & (before >= 0)
+    starved = np.flatnonzero(woken)
+    starved = starved[state["tid"][before[starved]] == state["tid"][starved]]
+    boss = state["waker_tid"][before[starved]]
+    starved, boss = starved[boss != 0], states.key_of(boss[boss != 0])
+    order = np.lexsort((state["start"][starved], boss))
+    starved, boss = starved[order], boss[order]
+    cover = disjoint(boss, state["start"][starved], state["end"][starved])
+
+    worked = (rows["cause"] == Cause.ON_CPU) & (path.hold[rows["segment"]] == Hold.ON)
+    working = rows[worked]
+    tiles = tile(states.key_of(path.tid[working["segment"]]), working["start"], working["end"], boss, *cover)
+    split = working[tiles.parent]
+    split["start"], split["end"] = tiles.start, tiles.end
+    short = np.flatnonzero(tiles.cover >= 0)
+    by = starved[tiles.cover[short]]
+    split["state"][short], split["cause"][short], split["via"][short] = by, state["cause"][by], state["tid"][by]
+    return np.concatenate((rows[~worked], split))
 
 
 def shares(account: Account) -> tuple[Ints, Ints, Ints]:

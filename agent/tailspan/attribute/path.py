@@ -91,10 +91,8 @@ def _elements(evidence: Evidence) -> Table:
     low, high = requests["start_mono_ns"][of], requests["end_mono_ns"][of]
     inner["start"] = np.clip(spans["start_mono_ns"], low, high)
     inner["end"] = np.clip(spans["end_mono_ns"], low, high)
-    inner["request"], inner["tid"], inner["name"] = of, spans["tid"], spans["name"]
-    # In a coroutine a span on the loop's own thread does not hold that thread: only the loop's steps do.
-    on_loop = (requests["asynchronous"][of] != 0) & (spans["tid"] == requests["tid"][of])
-    inner["kind"] = np.where(on_loop & (spans["kind"] == SpanKind.SYNC), SpanKind.AWAIT, spans["kind"])
+    inner["request"], inner["tid"] = of, spans["tid"]
+    inner["kind"], inner["name"] = spans["kind"], spans["name"]
     return np.concatenate((roots, inner[inner["end"] > inner["start"]]))
 
 

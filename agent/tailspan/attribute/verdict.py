@@ -64,6 +64,7 @@ class Step:
     comm: str
     cause: Cause
     note: str  #: culprit, waker or batch, in words; "" when nothing is known
+    via: str = ""  #: ``comm[tid]`` of the thread it waited for, when the cause is that thread's
 
 
 @dataclass(frozen=True, slots=True)

@@ -202,6 +202,28 @@ def test_threads_that_woke_each_other_do_not_loop() -> None:
     assert ledger(t.evidence())[Cause.FUTEX] == 20
 
 
+def test_a_pool_thread_without_a_cpu_holds_up_the_thread_that_woke_it_even_if_that_spins() -> None:
+    # GIVEN an executor on its CPU all along, and a pool thread it woke at 10 that got no CPU from 10 to 35
+    t = Timeline()
+    t.request(0, 50, EXECUTOR)
+    t.runs(EXECUTOR)
+    t.blocks(POOL, 5, 10, 35, waker=EXECUTOR)
+    t.blocks(POOL, 40, 60, 60, waker=EXECUTOR)
+
+    assert ledger(t.evidence()) == {Cause.ON_CPU: 25, Cause.RUN_QUEUE: 25}
+
+
+def test_a_thread_that_serves_requests_of_its_own_is_no_pool_thread() -> None:
+    # GIVEN another handler, woken by this one (it took the lock it released), that got no CPU
+    t = Timeline()
+    t.request(0, 50, EXECUTOR)
+    t.request(0, 50, POOL)
+    t.runs(EXECUTOR)
+    t.blocks(POOL, 5, 10, 35, waker=EXECUTOR)
+
+    assert ledger(t.evidence(), 0) == {Cause.ON_CPU: 50}
+
+
 def test_a_queue_whose_thread_the_worker_did_not_name_is_still_queueing() -> None:
     t = Timeline()
     t.request(0, 20, WORKER)
