@@ -1,0 +1,103 @@
+"""``python -m tailspan.worker``: serve until SIGTERM or SIGINT."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+import tempfile
+import threading
+from pathlib import Path
+
+import numpy as np
+
+import tailspan.client
+from tailspan.errors import TailspanError, UsageError
+from tailspan.worker import model
+from tailspan.worker.arguments import cpu_list, positive_float, positive_int
+from tailspan.worker.batching import Batcher
+from tailspan.worker.server import Server
+
+#: How long requests that were taken may need to be answered after SIGTERM.
+GRACE_S = 5.0
+#: How soon the listener sees that it is to stop.
+STOP_POLL_S = 0.1
+
+
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m tailspan.worker", description=__doc__)
+    add = parser.add_argument
+    add("--port", type=int, default=8000, help="on 127.0.0.1; 0 takes a free one (default 8000)")
+    add("--max-batch", type=positive_int, default=8, metavar="N", help="requests in one run (default 8)")
+    add("--max-wait-ms", type=positive_float, default=5.0, metavar="MS", help="for a batch to fill (default 5)")
+    add(
+        "--queue",
+        type=positive_int,
+        default=64,
+        metavar="N",
+        help="requests that may wait (default 64); 503 beyond",
+    )
+    add(
+        "--intra-op-threads", type=positive_int, metavar="N", help="of ONNX Runtime (default: the CPUs it may use)"
+    )
+    add("--model-width", type=positive_int, default=64, metavar="N", help="channels; time grows with the square")
+    add("--model-dir", type=Path, metavar="DIR", help="keep the model here, to start faster (default: rebuild it)")
+    add("--cpus", type=cpu_list, metavar="LIST", help="run on these only, e.g. 1 or 0,2-3")
+    return parser.parse_args(arguments)
+
+
+def main() -> int:
+    args = parse()
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    try:
+        return serve(args, stop)
+    except TailspanError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+
+
+def pin(cpus: set[int]) -> None:
+    """Every thread there is: numpy has some already. Those that come inherit it."""
+    for task in Path("/proc/self/task").iterdir():
+        os.sched_setaffinity(int(task.name), cpus)
+
+
+def serve(args: argparse.Namespace, stop: threading.Event) -> int:
+    if args.cpus:
+        pin(args.cpus)
+    threads = args.intra_op_threads or len(os.sched_getaffinity(0))
+    with tempfile.TemporaryDirectory() as folder:
+        loaded = model.load(args.model_dir or Path(folder), args.model_width, threads)
+    for size in (1, args.max_batch):
+        loaded.run(np.zeros((size, model.FEATURES), np.float32))  # the first run of a size is slow
+    client = tailspan.client.connect(service="tailspan-worker", service_version=model.VERSION)
+    batcher = Batcher(
+        loaded.run,
+        client,
+        model.NAME,
+        max_batch=args.max_batch,
+        max_wait_s=args.max_wait_ms / 1000,
+        queue=args.queue,
+    )
+    try:
+        server = Server(("127.0.0.1", args.port), batcher, client)
+    except (OSError, OverflowError) as error:
+        raise UsageError(f"cannot listen on port {args.port}: {error}") from None
+    accepting = threading.Thread(target=server.serve_forever, args=(STOP_POLL_S,), name="accept")
+    accepting.start()
+    print(f"listening on 127.0.0.1:{server.server_port}", flush=True)
+    print(f"{model.NAME} width {args.model_width} on {loaded.provider}, {threads} threads", file=sys.stderr)
+    stop.wait()
+    answered = server.stop(GRACE_S)
+    batcher.stop()
+    client.close()
+    if not answered:
+        print(f"error: requests were still in flight after {GRACE_S} s", file=sys.stderr)
+    return 0 if answered else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
