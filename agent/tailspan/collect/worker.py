@@ -6,18 +6,15 @@ cannot be decoded is counted and dropped; a connection that sends nothing but th
 
 from __future__ import annotations
 
-import errno
-import grp
-import os
 import socket
-import stat
 import struct
 import time
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tailspan.errors import CannotError, MessageError
+from tailspan.collect.unix import listen
+from tailspan.errors import MessageError
 from tailspan.timeline.inbox import Received
 from tailspan.wire.spans import MAX_PACKET, decode
 
@@ -50,7 +47,7 @@ class WorkerServer:
         self._max_connections = max_connections
         self.peers: dict[int, Peer] = {}  # by file descriptor
         self.dropped: Counter[str] = Counter()
-        self._listener = _listen(path, mode, group)
+        self._listener = listen(path, socket.SOCK_SEQPACKET, mode, group)
 
     def accept(self) -> list[Peer]:
         """New connections, refused ones closed and counted."""
@@ -114,45 +111,3 @@ class WorkerServer:
             except MessageError as error:
                 self.dropped[error.reason] += 1
         return True
-
-
-def _listen(path: Path, mode: int, group: str) -> socket.socket:
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _remove_stale(path)
-        old_mask = os.umask(0o777 & ~mode)
-        try:
-            listener.bind(str(path))
-        finally:
-            os.umask(old_mask)
-        path.chmod(mode)
-        if group:
-            os.chown(path, -1, grp.getgrnam(group).gr_gid)
-        listener.listen(128)
-        listener.setblocking(False)
-    except KeyError:
-        listener.close()
-        raise CannotError(f"worker.group: there is no group {group!r}") from None
-    except OSError as error:
-        listener.close()
-        raise CannotError(f"cannot listen on {path}: {error.strerror or error}") from None
-    return listener
-
-
-def _remove_stale(path: Path) -> None:
-    """A socket that nobody listens on is left over from an agent that was killed."""
-    try:
-        if not stat.S_ISSOCK(path.lstat().st_mode):
-            raise CannotError(f"{path} exists and is no socket")
-    except FileNotFoundError:
-        return
-    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as probe:
-        try:
-            probe.connect(str(path))
-        except OSError as error:
-            if error.errno != errno.ECONNREFUSED:
-                raise
-            path.unlink()
-        else:
-            raise CannotError(f"another agent listens on {path}")

@@ -1,0 +1,157 @@
+"""``tailspan check``: what works here. Needs no agent; loads the probes itself, and lets go of them."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tailspan import config
+from tailspan.cli import arguments, output
+from tailspan.cli.parser import Commands, Parser
+from tailspan.config import Config
+from tailspan.errors import CannotError
+
+if TYPE_CHECKING:
+    from tailspan.collect.bpf.source import ProbeStatus
+    from tailspan.views.check import Fact, ProbeReport, State
+
+EXAMPLES = """
+  sudo tailspan check                as the agent runs
+  tailspan check --json | jq .missing
+"""
+
+
+def add(commands: Commands[Parser]) -> None:
+    parser = commands.add_parser("check", help="what works on this machine", examples=EXAMPLES)
+    parser.add_argument("--config", type=Path, metavar="FILE", help=f"default: {config.DEFAULT_PATH}, if there")
+    arguments.add_json(parser)
+    arguments.add_width(parser)
+    parser.set_defaults(call=call)
+
+
+def call(args: argparse.Namespace) -> int:
+    from tailspan.views import check
+
+    loaded = arguments.known_probes(config.load(args.config))
+    probes, error = _probes(loaded)
+    report = check.Report(tuple(probes), tuple(_environment(loaded)), error)
+    if args.json:
+        output.print_json(check.as_json(report))
+    else:
+        print(check.as_text(report, output.width(args.width), output.colour()))
+    if report.error:
+        return CannotError.exit_code
+    return 1 if report.missing else 0
+
+
+def _probes(loaded: Config) -> tuple[list[ProbeReport], str]:
+    """Probe by probe; and why none could be had at all."""
+    from tailspan.collect.bpf.probes import PROBES
+    from tailspan.collect.bpf.source import BpfSource, Options, ProbeStatus
+
+    try:
+        source = BpfSource(Options(disabled=frozenset(loaded.probes.disabled)))
+    except CannotError as error:
+        text = " ".join(str(error).split())
+        # Where the error is one probe's, it says so; without that one there are no others.
+        return [
+            _report(
+                ProbeStatus(probe, why=text.partition(": ")[2] if text.startswith(f"probe {probe.name}:") else "")
+            )
+            for probe in PROBES
+        ], text
+    try:
+        return [_report(status) for status in source.status.values()], ""
+    finally:
+        source.close()
+
+
+def _report(status: ProbeStatus) -> ProbeReport:
+    from tailspan.views.check import ProbeReport
+
+    probe = status.probe
+    state: State = "works" if status.attached else "off" if status.loaded and not probe.default else "missing"
+    return ProbeReport(
+        name=probe.name,
+        state=state,
+        default=probe.default,
+        required=probe.required,
+        answers=probe.answers,
+        why=status.why,
+        without=probe.without,
+        mend=status.mend,
+        cost=probe.cost if probe.default else f"off by default: {probe.cost}",
+    )
+
+
+def _environment(loaded: Config) -> list[Fact]:
+    from tailspan.collect.bpf.btf import VMLINUX
+    from tailspan.views.check import Fact
+
+    has_btf = VMLINUX.exists()
+    return [
+        Fact("kernel", f"{platform.release()} {platform.machine()}"),
+        Fact("BTF", str(VMLINUX), has_btf, "" if has_btf else "needs a kernel with CONFIG_DEBUG_INFO_BTF"),
+        _privileges(),
+        _libbpf(),
+        _cpu_controller(),
+        _place("worker socket", Path(loaded.worker.socket).parent, loaded.worker.socket),
+        _place("store", Path(loaded.store.path), loaded.store.path),
+        _agent(Path(loaded.agent.control)),
+    ]
+
+
+def _privileges() -> Fact:
+    from tailspan.collect.bpf.source import require_privilege
+    from tailspan.views.check import Fact
+
+    try:
+        require_privilege()
+    except CannotError as error:
+        return Fact("privileges", f"uid {os.geteuid()}", False, str(error))
+    return Fact("privileges", f"uid {os.geteuid()}, may load BPF", True)
+
+
+def _libbpf() -> Fact:
+    import ctypes
+
+    from tailspan.collect.bpf.libbpf import library
+    from tailspan.views.check import Fact
+
+    try:
+        version = library().dll.libbpf_version_string
+    except CannotError as error:
+        return Fact("libbpf", "missing", False, str(error))
+    version.restype = ctypes.c_char_p
+    return Fact("libbpf", version().decode(), True)
+
+
+def _cpu_controller() -> Fact:
+    from tailspan.collect.bpf.source import cpu_controller_is_v1
+    from tailspan.views.check import Fact
+
+    return Fact("cpu controller", "cgroup v1" if cpu_controller_is_v1() else "cgroup v2")
+
+
+def _place(name: str, directory: Path, shown: str) -> Fact:
+    """Whether something can be made in ``directory``, or in what exists of it."""
+    from tailspan.views.check import Fact
+
+    existing = next((at for at in (directory, *directory.absolute().parents) if at.exists()), Path("/"))
+    if existing.is_dir() and os.access(existing, os.W_OK | os.X_OK):
+        return Fact(name, shown, True)
+    return Fact(name, shown, False, f"uid {os.geteuid()} cannot write to {existing}")
+
+
+def _agent(control: Path) -> Fact:
+    from tailspan.control import ask
+    from tailspan.views.check import Fact
+
+    try:
+        ask(control, {"do": "nothing"}, 3.0)
+    except CannotError as error:
+        return Fact("agent", str(error))
+    return Fact("agent", f"answers on {control}")

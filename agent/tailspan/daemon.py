@@ -1,0 +1,249 @@
+"""The one place that wires the stages together: sources -> timeline -> attribution -> exporters, on one timer.
+
+One thread does it all, in bounded steps; only exporters that talk to a network have threads of their own. Order
+in a tick matters: worker messages are read before the rings are drained, so that every kernel record of a request
+that is known to have ended is already in the window when it is judged.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import signal
+import socket
+import time
+from pathlib import Path
+
+import psutil
+
+from tailspan import __version__, clock, log
+from tailspan.collect.bpf.source import BpfSource, Options
+from tailspan.collect.bpf.syscalls import SyscallTracing
+from tailspan.collect.host import Cgroups, boot_id, host_name
+from tailspan.collect.worker import WorkerServer
+from tailspan.config import Config
+from tailspan.control import ControlServer
+from tailspan.errors import ProbeError
+from tailspan.export import otlp
+from tailspan.export.local import SegmentWriter
+from tailspan.export.prometheus import Metrics
+from tailspan.export.scrape import MetricsServer
+from tailspan.export.segment import IndexRow
+from tailspan.pipeline import Judged, Pipeline
+from tailspan.timeline.evidence import Meta, Table
+from tailspan.timeline.inbox import Received
+from tailspan.timeline.tables import LOSS_CLIENT, LOSS_WINDOW
+from tailspan.wire.events import RecordClass
+
+logger = logging.getLogger(__name__)
+
+#: Messages waiting to be judged; beyond it new ones are counted and dropped.
+MAX_PENDING = 50_000
+
+LOSS_NAMES = {
+    **{int(klass): klass.name.lower() for klass in RecordClass if klass is not RecordClass.COUNT},
+    LOSS_CLIENT: "client_message",
+    LOSS_WINDOW: "window_row",
+}
+
+
+class Agent:
+    """Opens everything in the constructor (raises what cannot be had), works in :meth:`tick`."""
+
+    def __init__(self, config: Config) -> None:
+        self._config = config
+        self._pending: list[Received] = []
+        self._judged_ns = time.monotonic_ns()
+        self._cgroups = Cgroups()
+        self._host, self._boot = host_name(), boot_id()
+        self._dropped: dict[str, int] = {}  # what the metrics have been told
+        self._process = psutil.Process()
+        self.metrics = Metrics()
+        for name in LOSS_NAMES.values():
+            self.metrics.lost(name, 0)
+        self.pipeline = Pipeline(config)
+        with contextlib.ExitStack() as stack:
+            self.source = BpfSource(_options(config))
+            stack.callback(self.source.close)
+            self.syscalls = SyscallTracing(self.source, config.probes.syscalls, config.probes.syscalls_seconds)
+            self._server = _worker_server(config)
+            stack.callback(self._server.close)
+            self._control = ControlServer(Path(config.agent.control), self.syscalls.answer)
+            stack.callback(self._control.close)
+            self._store = SegmentWriter(
+                Path(config.store.path),
+                host=self._host,
+                max_segment_bytes=config.store.segment_mib << 20,
+                max_total_bytes=config.store.total_mib << 20,
+                max_age_s=config.store.days * 86_400,
+            )
+            stack.callback(self._store.close)
+            if config.export.prometheus:
+                host, _, port = config.export.prometheus.rpartition(":")
+                scrape = MetricsServer(self.metrics.registry, host.strip("[]"), int(port))
+                stack.callback(scrape.close)
+            self._otlp = otlp.OtlpExporter(self._host) if otlp.configured(os.environ) else None
+            if self._otlp:
+                stack.callback(self._otlp.close)
+            if config.follow.pids:
+                self._follow(list(config.follow.pids))
+            self._cleanup = stack.pop_all()
+
+    def close(self) -> None:
+        self._cleanup.close()
+
+    def finish(self) -> None:
+        """Judge what has come in: the last requests before a stop are explained too."""
+        self._judged_ns = 0
+        self.tick()
+
+    def tick(self) -> None:
+        """Drain everything once; judge when it is time to."""
+        accepted = self._server.accept()
+        if accepted:
+            self._follow([peer.pid for peer in accepted])
+        self._take(self._server.read())
+        due = time.monotonic_ns() - self._judged_ns >= self._config.agent.judge_ms * 1_000_000
+        # Look at open intervals before the rings are drained: a turn that ends in between is then in a record.
+        open_threads = self.source.threads() if due and self._pending else None
+        self._drain()
+        if due:
+            self._judged_ns = time.monotonic_ns()
+            if open_threads is not None:
+                self.pipeline.threads.see(open_threads)
+                self._judge(open_threads)
+            self._report()
+        self.syscalls.poll()
+        self._control.poll()
+
+    def _take(self, received: list[Received]) -> None:
+        room = MAX_PENDING - len(self._pending)
+        if len(received) > room:
+            self.pipeline.inbox.dropped["backlog"] += len(received) - room
+        self._pending += received[:room]
+
+    def _follow(self, pids: list[int]) -> None:
+        try:
+            states = self.source.follow(pids)
+        except ProbeError as error:
+            log.once_per(60, "follow", logger, "cannot follow pids %s: %s", pids, error)
+            return
+        self.pipeline.threads.see(states)
+        found = set(states["tgid"].tolist())
+        for pid in pids:
+            if pid in found:
+                logger.info("following pid %d (%d threads)", pid, int((states["tgid"] == pid).sum()))
+            else:
+                logger.warning("pid %d is not there to follow", pid)
+
+    def _drain(self) -> None:
+        batch = self.source.drain()
+        self.pipeline.take(batch.cycles, batch.slices, batch.thread_events, batch.losses)
+        for row in batch.losses:
+            self.metrics.lost(LOSS_NAMES[int(row["klass"])], int(row["count"]))
+
+    def _judge(self, open_threads: Table) -> None:
+        received, self._pending = self._pending, []
+        for judged in self.pipeline.judge(received, open_threads, self._meta(), self._cgroups.path):
+            self._publish(judged)
+
+    def _publish(self, judged: Judged) -> None:
+        now = time.monotonic_ns()
+        slow = {v.request.span_id: v for v in judged.verdicts}
+        for request, parts in zip(judged.facts, judged.ledgers.tolist(), strict=True):
+            seen = slow.get(request.span_id)
+            trace_id = request.trace_id if seen else ""
+            self.metrics.request(
+                request.name, request.model, request.model_version, request.status, request.wall_ns / 1e9, trace_id
+            )
+            self.metrics.ledger(request.name, parts)
+        for verdict in judged.verdicts:
+            latency_ns = now - verdict.request.start_mono_ns - verdict.request.wall_ns
+            self.metrics.verdict(verdict.cause, verdict.outcome, latency_ns / 1e9)
+            if self._otlp:
+                self._otlp.submit(verdict, judged.evidence.meta.resources.get(str(verdict.request.pid), {}))
+        if judged.verdicts:
+            self.syscalls.trigger()
+            self._store.append(judged.evidence, [IndexRow.of(verdict) for verdict in judged.verdicts])
+
+    def _meta(self) -> Meta:
+        offset = clock.measure()
+        return Meta(
+            host=self._host,
+            boot_id=self._boot,
+            agent_version=__version__,
+            unix_offset_ns=offset.offset_ns,
+            clock_error_ns=offset.error_ns,
+            cpu_count=os.cpu_count() or 0,
+            missing_probes={
+                name: status.why
+                for name, status in self.source.status.items()
+                if status.probe.default and not status.attached
+            },
+            resources={str(tgid): resource for tgid, resource in self.pipeline.inbox.resources.items()},
+        )
+
+    def _report(self) -> None:
+        """Everything that is counted elsewhere goes to the metrics."""
+        self.pipeline.evict(time.monotonic_ns())
+        for row in self.pipeline.take_losses():
+            self.metrics.lost(LOSS_NAMES[int(row["klass"])], int(row["count"]))
+        for reason, total in (self._server.dropped + self.pipeline.inbox.dropped).items():
+            self.metrics.dropped_messages(reason, total - self._dropped.get(reason, 0))
+            self._dropped[reason] = total
+        self.metrics.probes({name: status.attached for name, status in self.source.status.items()})
+        self.metrics.window({name: column.rows for name, column in self.pipeline.window.columns.items()})
+        self.metrics.exporter("local", self._store.appended, self._store.dropped)
+        if self._otlp:
+            stats = self._otlp.stats()
+            self.metrics.exporter("otlp", stats.exported, stats.dropped)
+        usage = self._process.cpu_times()
+        self.metrics.agent(usage.user + usage.system, self._process.memory_info().rss)
+
+
+def run(config: Config, seconds: float | None = None) -> int:
+    """Run until SIGTERM or SIGINT, or for ``seconds``. Returns the exit code."""
+    stopping: list[int] = []
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda signum, _: stopping.append(signum))
+    started = time.monotonic()
+    agent = Agent(config)
+    logger.info(
+        "ready in %.0f ms, workers connect to %s", (time.monotonic() - started) * 1e3, config.worker.socket
+    )
+    _notify_systemd("READY=1")
+    try:
+        while not stopping and (seconds is None or time.monotonic() - started < seconds):
+            agent.tick()
+            time.sleep(config.agent.tick_ms / 1000)
+        agent.finish()
+    finally:
+        _notify_systemd("STOPPING=1")
+        agent.close()
+    return 0
+
+
+def _notify_systemd(state: str) -> None:
+    """sd_notify(3): one datagram to the socket that systemd named, if it did."""
+    address = os.environ.get("NOTIFY_SOCKET")
+    if not address:
+        return
+    with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify:
+        notify.sendto(state.encode(), "\0" + address[1:] if address.startswith("@") else address)
+
+
+def _options(config: Config) -> Options:
+    return Options(
+        disabled=frozenset(config.probes.disabled),
+        cycle_ring_bytes=config.probes.ring_kib << 10,
+        short_wait_ns=config.probes.short_wait_us * 1000,
+        syscall_floor_ns=config.probes.syscall_floor_us * 1000,
+    )
+
+
+def _worker_server(config: Config) -> WorkerServer:
+    worker = config.worker
+    return WorkerServer(
+        Path(worker.socket), int(worker.mode, 8), worker.group, tuple(worker.allow_uids), worker.max_connections
+    )

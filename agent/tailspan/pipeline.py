@@ -1,0 +1,124 @@
+"""From batches to verdicts, with no source and no exporter: the live half of what ``replay`` does from a file."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+
+from tailspan.attribute.baseline import Baseline, SlowRule, is_slow
+from tailspan.attribute.judge import judge, request_facts
+from tailspan.attribute.ledger import account, ledgers
+from tailspan.attribute.verdict import RequestFacts, Verdict
+from tailspan.config import Config
+from tailspan.timeline.cut import cut, narrow
+from tailspan.timeline.evidence import Evidence, Meta, Table
+from tailspan.timeline.inbox import Inbox, Received, Rows
+from tailspan.timeline.tables import LOSS
+from tailspan.timeline.threads import Threads
+from tailspan.timeline.window import Strings, Window
+
+#: Requests attributed at once: bounds the memory of one turn.
+MAX_REQUESTS = 2_000
+#: Requests explained in one turn; of more the slowest are, and the others are counted.
+MAX_VERDICTS = 128
+
+
+@dataclass(slots=True)
+class Judged:
+    """One turn's result. ``facts`` and ``ledgers`` are of all its requests, ``verdicts`` of the slow ones."""
+
+    facts: list[RequestFacts]
+    ledgers: npt.NDArray[np.int64]  #: ``[requests, N_CAUSES]`` ns
+    evidence: Evidence  #: of the slow ones, as it is stored
+    verdicts: list[Verdict]
+
+
+class Pipeline:
+    def __init__(self, config: Config) -> None:
+        slow = config.slow
+        self.threads = Threads()
+        self.strings = Strings()
+        self.window = Window(config.window.seconds, config.window.max_rows)
+        self.inbox = Inbox(self.threads, self.strings)
+        self.unexplained = 0  #: slow requests beyond MAX_VERDICTS
+        self._baseline = Baseline(SlowRule(int(slow.slo_ms * 1e6), slow.factor, int(slow.min_excess_ms * 1e6)))
+        self._keep_all = config.store.keep == "all"
+        self._losses: list[Table] = []
+
+    def take(self, cycles: Table, slices: Table, thread_events: Table, losses: Table) -> None:
+        """One drain of the kernel's rings."""
+        self.window.cycles.append(cycles)
+        self.window.slices.append(slices)
+        self.window.losses.append(losses)
+        self.threads.apply(thread_events)
+
+    def judge(
+        self, received: list[Received], open_threads: Table, meta: Meta, cgroup_path: Callable[[int], str]
+    ) -> Iterator[Judged]:
+        """Judge every request among the messages. ``open_threads``: taken before the last drain."""
+        rows = self.inbox.rows(received)
+        self.window.activations.append(rows.activations)
+        if len(rows.losses):
+            self.window.losses.append(rows.losses)
+            self._losses.append(rows.losses)
+        for chunk in _chunks(rows):
+            yield self._judge(chunk, open_threads, meta, cgroup_path)
+
+    def evict(self, now_mono_ns: int) -> None:
+        dropped = self.window.evict(now_mono_ns)
+        if len(dropped):
+            self._losses.append(dropped)
+
+    def take_losses(self) -> Table:
+        """Losses found here since the last call (LOSS rows); those of the kernel come with its batches."""
+        losses, self._losses = self._losses, []
+        return np.concatenate(losses) if losses else np.empty(0, LOSS)
+
+    def _judge(self, rows: Rows, open_threads: Table, meta: Meta, cgroup_path: Callable[[int], str]) -> Judged:
+        evidence = cut(rows, self.window, self.threads, open_threads, self.strings, meta)
+        table = ledgers(account(evidence), len(rows.requests))
+        evidence.likes = self._baseline.likes(rows.requests, self.strings.all)
+        slow = is_slow(rows.requests, evidence.likes)
+        self._baseline.learn(rows.requests, self.strings.all, table, slow)
+        kept = self._slowest(rows.requests, np.flatnonzero(slow | self._keep_all))
+        facts = [request_facts(evidence, index) for index in range(len(rows.requests))]
+        if not len(kept):
+            return Judged(facts, table, Evidence(), [])
+        kept_evidence = narrow(evidence, kept)
+        kept_evidence.meta = replace(
+            meta, cgroups=_cgroups(kept_evidence, cgroup_path), resources=_resources(kept_evidence, meta)
+        )
+        return Judged(facts, table, kept_evidence, judge(kept_evidence))
+
+    def _slowest(self, requests: Table, candidates: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        if self._keep_all or len(candidates) <= MAX_VERDICTS:
+            return candidates
+        walls = (requests["end_mono_ns"] - requests["start_mono_ns"])[candidates]
+        self.unexplained += len(candidates) - MAX_VERDICTS
+        return np.sort(candidates[np.argsort(-walls, kind="stable")[:MAX_VERDICTS]])
+
+
+def _chunks(rows: Rows) -> Iterator[Rows]:
+    """At most MAX_REQUESTS requests each, with their spans."""
+    for first in range(0, len(rows.requests), MAX_REQUESTS):
+        requests = rows.requests[first : first + MAX_REQUESTS]
+        inside = (rows.spans["request"] >= first) & (rows.spans["request"] < first + len(requests))
+        spans = rows.spans[inside]
+        spans["request"] -= first
+        yield Rows(requests, spans, rows.activations, rows.losses)
+
+
+def _cgroups(evidence: Evidence, path: Callable[[int], str]) -> dict[str, str]:
+    """The paths of the cgroups of everybody who held a CPU."""
+    ids = np.unique(
+        np.concatenate((evidence.slices["runner"]["cgroup_id"], evidence.cycles["runner"]["cgroup_id"]))
+    )
+    return {str(cgroup_id): path(cgroup_id) for cgroup_id in ids.tolist() if cgroup_id}
+
+
+def _resources(evidence: Evidence, meta: Meta) -> dict[str, dict[str, str]]:
+    wanted = {str(tgid) for tgid in evidence.requests["tgid"].tolist()}
+    return {tgid: resource for tgid, resource in meta.resources.items() if tgid in wanted}

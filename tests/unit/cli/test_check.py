@@ -1,0 +1,133 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tailspan.collect.bpf import source
+from tailspan.collect.bpf.probes import PROBES
+from tailspan.collect.bpf.source import Options, ProbeStatus
+from tailspan.errors import CannotError
+from tests.unit.cli.conftest import Run
+
+
+class FakeSource:
+    """Stands for a kernel on which every probe works but those in ``missing``."""
+
+    missing: frozenset[str] = frozenset()
+    error = ""
+    opened: list[FakeSource]
+
+    def __init__(self, options: Options) -> None:
+        if self.error:
+            raise CannotError(self.error)
+        self.options, self.closed = options, False
+        self.status = {
+            probe.name: ProbeStatus(
+                probe, loaded=probe.name not in self.missing, attached=self._attached(probe.name)
+            )
+            for probe in PROBES
+        }
+        for name in self.missing:
+            self.status[name].why, self.status[name].mend = "this kernel has none", "a newer kernel"
+        self.opened.append(self)
+
+    def _attached(self, name: str) -> bool:
+        return name not in self.missing and name != "syscalls"
+
+    def close(self) -> None:
+        self.closed = True
+
+
+@pytest.fixture
+def fake(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> type[FakeSource]:
+    class Fake(FakeSource):
+        pass
+
+    Fake.opened = []
+    monkeypatch.setattr(source, "BpfSource", Fake)
+    monkeypatch.setenv("TAILSPAN_WORKER_SOCKET", str(tmp_path / "run" / "worker.sock"))
+    monkeypatch.setenv("TAILSPAN_STORE_PATH", str(tmp_path / "store"))
+    monkeypatch.setenv("TAILSPAN_AGENT_CONTROL", str(tmp_path / "control.sock"))
+    return Fake
+
+
+def facts(out: str) -> dict[str, dict[str, Any]]:
+    return {fact["name"]: fact for fact in json.loads(out)["environment"]}
+
+
+def test_machine_on_which_all_works_is_exit_code_0(run: Run, fake: type[FakeSource]) -> None:
+    done = run("check")
+    assert (done.code, done.err) == (0, "")
+    assert done.out.endswith("Every default probe works.\n")
+    assert all(opened.closed for opened in fake.opened)
+
+
+def test_syscalls_are_off_by_default_and_their_cost_is_told(run: Run, fake: type[FakeSource]) -> None:
+    body = {probe["name"]: probe for probe in json.loads(run("check", "--json").out)["probes"]}
+    assert body["syscalls"]["state"] == "off"
+    assert body["syscalls"]["cost"].startswith("off by default: while attached")
+    assert "180 ns" in body["syscalls"]["cost"]
+    assert body["sched"]["state"] == "works"
+
+
+def test_missing_default_probe_is_exit_code_1(run: Run, fake: type[FakeSource]) -> None:
+    fake.missing = frozenset({"irq"})
+    done = run("check")
+    assert done.code == 1
+    assert "NO   irq" in done.out
+    assert "Missing: irq." in done.out
+
+
+def test_missing_optional_probe_is_exit_code_0(run: Run, fake: type[FakeSource]) -> None:
+    fake.missing = frozenset({"syscalls"})
+    done = run("check")
+    assert done.code == 0
+    assert "NO   syscalls" in done.out
+
+
+def test_required_probe_that_fails_is_shown_as_the_failing_one(run: Run, fake: type[FakeSource]) -> None:
+    fake.error = "probe sched: the kernel refuses program on_switch.\n"
+    done = run("check", "--json")
+    body = json.loads(done.out)
+    assert done.code == 3
+    assert body["ok"] is False
+    assert body["probes"][0]["why"] == "the kernel refuses program on_switch."
+    assert body["error"] == "probe sched: the kernel refuses program on_switch."
+
+
+def test_missing_privilege_is_exit_code_3_and_still_a_whole_report(run: Run, fake: type[FakeSource]) -> None:
+    fake.error = "loading BPF programs needs root"
+    done = run("check")
+    assert (done.code, done.err) == (3, "")
+    assert "cpu controller" in done.out
+    assert done.out.endswith("tailspan cannot run here: loading BPF programs needs root\n")
+
+
+def test_disabled_probes_are_those_of_the_configuration(
+    run: Run, fake: type[FakeSource], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TAILSPAN_PROBES_DISABLED", "irq")
+    run("check")
+    assert fake.opened[0].options.disabled == {"irq"}
+
+
+def test_places_that_can_be_made_are_fine(run: Run, fake: type[FakeSource], tmp_path: Path) -> None:
+    found = facts(run("check", "--json").out)
+    assert found["worker socket"]["ok"] is True
+    assert found["store"] == {"name": "store", "value": str(tmp_path / "store"), "ok": True, "mend": ""}
+
+
+def test_place_below_a_file_is_not(run: Run, fake: type[FakeSource], tmp_path: Path) -> None:
+    (tmp_path / "store").write_text("")
+    found = facts(run("check", "--json").out)
+    assert found["store"]["ok"] is False
+    assert "cannot write to" in found["store"]["mend"]
+
+
+def test_absent_agent_is_told_and_is_no_problem(run: Run, fake: type[FakeSource]) -> None:
+    found = facts(run("check", "--json").out)
+    assert found["agent"]["ok"] is None
+    assert "no agent answers" in found["agent"]["value"]
