@@ -15,6 +15,7 @@ import socket
 import time
 from pathlib import Path
 
+import numpy as np
 import psutil
 
 from tailspan import __version__, clock, log
@@ -40,6 +41,8 @@ logger = logging.getLogger(__name__)
 
 #: Messages waiting to be judged; beyond it new ones are counted and dropped.
 MAX_PENDING = 50_000
+#: BPF run times are a file read per program; they only move where kernel.bpf_stats_enabled is 1.
+RUN_TIMES_EVERY_S = 5.0
 
 LOSS_NAMES = {
     **{int(klass): klass.name.lower() for klass in RecordClass if klass is not RecordClass.COUNT},
@@ -59,6 +62,7 @@ class Agent:
         self._host, self._boot = host_name(), boot_id()
         self._dropped: dict[str, int] = {}  # what the metrics have been told
         self._process = psutil.Process()
+        self._run_times_read_s = 0.0
         self.metrics = Metrics()
         for name in LOSS_NAMES.values():
             self.metrics.lost(name, 0)
@@ -150,14 +154,7 @@ class Agent:
 
     def _publish(self, judged: Judged) -> None:
         now = time.monotonic_ns()
-        slow = {v.request.span_id: v for v in judged.verdicts}
-        for request, parts in zip(judged.facts, judged.ledgers.tolist(), strict=True):
-            seen = slow.get(request.span_id)
-            trace_id = request.trace_id if seen else ""
-            self.metrics.request(
-                request.name, request.model, request.model_version, request.status, request.wall_ns / 1e9, trace_id
-            )
-            self.metrics.ledger(request.name, parts)
+        self._count(judged)
         for verdict in judged.verdicts:
             latency_ns = now - verdict.request.start_mono_ns - verdict.request.wall_ns
             self.metrics.verdict(verdict.cause, verdict.outcome, latency_ns / 1e9)
@@ -166,6 +163,21 @@ class Agent:
         if judged.verdicts:
             self.syscalls.trigger()
             self._store.append(judged.evidence, [IndexRow.of(verdict) for verdict in judged.verdicts])
+
+    def _count(self, judged: Judged) -> None:
+        """Every request, slow or not, in the metrics."""
+        requests, strings = judged.requests, judged.strings
+        trace_ids = {
+            row: verdict.request.trace_id
+            for row, verdict in zip(judged.kept.tolist(), judged.verdicts, strict=True)
+        }
+        walls_s = ((requests["end_mono_ns"] - requests["start_mono_ns"]) / 1e9).tolist()
+        labels = requests[["name", "model", "version", "status"]].tolist()
+        for row, (wall_s, of_request) in enumerate(zip(walls_s, labels, strict=True)):
+            name, model, version, status = (strings[index] for index in of_request)
+            self.metrics.request(name, model, version, status, wall_s, trace_ids.get(row, ""))
+        for index in np.unique(requests["name"]).tolist():
+            self.metrics.ledger(strings[index], judged.ledgers[requests["name"] == index].sum(axis=0).tolist())
 
     def _meta(self) -> Meta:
         offset = clock.measure()
@@ -198,6 +210,10 @@ class Agent:
         if self._otlp:
             stats = self._otlp.stats()
             self.metrics.exporter("otlp", stats.exported, stats.dropped)
+        if time.monotonic() - self._run_times_read_s >= RUN_TIMES_EVERY_S:
+            self._run_times_read_s = time.monotonic()
+            times = self.source.run_times()
+            self.metrics.bpf_run_time((name, ns / 1e9) for name, (ns, runs) in times.items() if runs)
         usage = self._process.cpu_times()
         self.metrics.agent(usage.user + usage.system, self._process.memory_info().rss)
 

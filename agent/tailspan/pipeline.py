@@ -9,9 +9,9 @@ import numpy as np
 import numpy.typing as npt
 
 from tailspan.attribute.baseline import Baseline, SlowRule, is_slow
-from tailspan.attribute.judge import judge, request_facts
+from tailspan.attribute.judge import judge
 from tailspan.attribute.ledger import account, ledgers
-from tailspan.attribute.verdict import RequestFacts, Verdict
+from tailspan.attribute.verdict import Verdict
 from tailspan.config import Config
 from tailspan.timeline.cut import cut, narrow
 from tailspan.timeline.evidence import Evidence, Meta, Table
@@ -28,12 +28,14 @@ MAX_VERDICTS = 128
 
 @dataclass(slots=True)
 class Judged:
-    """One turn's result. ``facts`` and ``ledgers`` are of all its requests, ``verdicts`` of the slow ones."""
+    """One turn's result: of all its requests, and of those that are kept because they were slow."""
 
-    facts: list[RequestFacts]
+    requests: Table
+    strings: list[str]  #: that the requests' fields index
     ledgers: npt.NDArray[np.int64]  #: ``[requests, N_CAUSES]`` ns
-    evidence: Evidence  #: of the slow ones, as it is stored
-    verdicts: list[Verdict]
+    kept: npt.NDArray[np.int64]  #: rows of ``requests``
+    evidence: Evidence  #: of the kept ones, as it is stored
+    verdicts: list[Verdict]  #: one per kept row
 
 
 class Pipeline:
@@ -84,14 +86,14 @@ class Pipeline:
         slow = is_slow(rows.requests, evidence.likes)
         self._baseline.learn(rows.requests, self.strings.all, table, slow)
         kept = self._slowest(rows.requests, np.flatnonzero(slow | self._keep_all))
-        facts = [request_facts(evidence, index) for index in range(len(rows.requests))]
         if not len(kept):
-            return Judged(facts, table, Evidence(), [])
+            return Judged(rows.requests, self.strings.all, table, kept, Evidence(), [])
         kept_evidence = narrow(evidence, kept)
         kept_evidence.meta = replace(
             meta, cgroups=_cgroups(kept_evidence, cgroup_path), resources=_resources(kept_evidence, meta)
         )
-        return Judged(facts, table, kept_evidence, judge(kept_evidence))
+        verdicts = judge(kept_evidence)
+        return Judged(rows.requests, self.strings.all, table, kept, kept_evidence, verdicts)
 
     def _slowest(self, requests: Table, candidates: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         if self._keep_all or len(candidates) <= MAX_VERDICTS:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from tailspan.attribute.baseline import MIN_LIKE
 from tailspan.attribute.causes import CAUSES, N_CAUSES, Cause
-from tailspan.attribute.culprits import culprits_by_cause, waterfall
-from tailspan.attribute.ledger import Account, account, ledgers
+from tailspan.attribute.culprits import Witness
+from tailspan.attribute.ledger import account, ledgers
 from tailspan.attribute.verdict import (
     Alternative,
     Culprit,
@@ -31,20 +31,18 @@ def judge(evidence: Evidence) -> list[Verdict]:
     """One verdict per request of the evidence, in its order. Pure: the same evidence gives the same verdict."""
     if not len(evidence.requests):
         return []
-    rows = account(evidence)
-    table = ledgers(rows, len(evidence.requests))
-    return [
-        _verdict(evidence, index, rows.of_request(index), [int(ns) for ns in table[index]])
-        for index in range(len(evidence.requests))
-    ]
+    accounted = account(evidence)
+    table = ledgers(accounted, len(evidence.requests)).tolist()
+    witness = Witness(evidence, accounted)
+    return [_verdict(evidence, index, witness, ns) for index, ns in enumerate(table)]
 
 
-def _verdict(evidence: Evidence, index: int, rows: Account, ns: list[int]) -> Verdict:
+def _verdict(evidence: Evidence, index: int, witness: Witness, ns: list[int]) -> Verdict:
     request = request_facts(evidence, index)
     row = evidence.likes[index] if index < len(evidence.likes) else LikeRow(0, 0, 0, 0, [0] * N_CAUSES)
     like = Like(row.n, row.p50_ns, row.p95_ns, row.threshold_ns)
-    blamed = culprits_by_cause(evidence, index, rows)
-    steps = waterfall(evidence, index, rows)
+    blamed = witness.culprits(index)
+    steps = witness.waterfall(index)
     parts = [Part(cause, ns[cause], row.parts_ns[cause], blamed.get(cause, ())) for cause in Cause if ns[cause]]
     parts.sort(key=lambda part: (-part.ns, part.cause))
     trust = _trust(evidence, index, ns[Cause.UNKNOWN], request.wall_ns, like)
@@ -54,7 +52,7 @@ def _verdict(evidence: Evidence, index: int, rows: Account, ns: list[int]) -> Ve
     outcome = _outcome(trust, excess, top, like, request.wall_ns)
     named = top if outcome in (Outcome.NAMED, Outcome.OWN_WORK) else None
     culprit = _first_culprit(named) if outcome is Outcome.NAMED else None
-    confidence = _confidence(trust, excess, named, like)
+    confidence = _confidence(trust, excess, named, culprit, like)
     return Verdict(
         request=request,
         like=like,
@@ -128,15 +126,17 @@ def _first_culprit(part: Part | None) -> Culprit | None:
     return known[0] if known else None
 
 
-def _confidence(trust: Trust, excess: int, named: Part | None, like: Like) -> float:
-    """How much of the excess the cause explains, times how much could be seen, times how sure the norm is."""
+def _confidence(trust: Trust, excess: int, named: Part | None, culprit: Culprit | None, like: Like) -> float:
+    """How much of the excess the cause explains, times how much could be seen, times how sure the norm is.
+
+    Halved where somebody held the CPU and it is not known who: then the slices were lost, or never written.
+    """
     if named is None or excess <= 0:
         return 0.0
     explained = min(1.0, named.excess_ns / excess)
-    norm = like.n / (like.n + 5)
-    return round(
-        explained * trust.coverage * (norm if like.n >= MIN_LIKE else 0.5) * (0.9 if trust.lost else 1), 3
-    )
+    norm = like.n / (like.n + 5) if like.n >= MIN_LIKE else 0.5
+    who = 0.5 if named.cause is Cause.RUN_QUEUE and culprit is None else 1.0
+    return round(explained * trust.coverage * norm * who * (0.9 if trust.lost else 1), 3)
 
 
 def _alternatives(ranked: list[Part], named: Part | None) -> tuple[Alternative, ...]:

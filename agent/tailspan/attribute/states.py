@@ -67,12 +67,15 @@ def thread_states(evidence: Evidence) -> States:
         from_, to = evidence.requests["start_mono_ns"].min(), evidence.requests["end_mono_ns"].max()
         np.clip(rows["start"], from_, to, out=rows["start"])
         np.clip(rows["end"], from_, to, out=rows["end"])
-    rows = rows[rows["end"] > rows["start"]]
-    rows = rows[np.lexsort((rows["start"], rows["tid"]))]
+    # These rows are wide and many: gather them once.
+    inside = np.flatnonzero(rows["end"] > rows["start"])
+    rows = rows[inside[np.lexsort((rows["start"][inside], rows["tid"][inside]))]]
     tids, key = np.unique(rows["tid"], return_inverse=True)
     rows["start"], rows["end"] = disjoint(key, rows["start"], rows["end"])
     keep = rows["end"] > rows["start"]
-    return States(rows[keep], key[keep].astype(np.int64), tids, runners)
+    if not keep.all():
+        rows, key = rows[keep], key[keep]
+    return States(rows, key.astype(np.int64), tids, runners)
 
 
 def _rows(count: int) -> Table:

@@ -98,6 +98,7 @@ def _environment(loaded: Config) -> list[Fact]:
         _privileges(),
         _libbpf(),
         _cpu_controller(),
+        _gpus(),
         _place("worker socket", Path(loaded.worker.socket).parent, loaded.worker.socket),
         _place("store", Path(loaded.store.path), loaded.store.path),
         _agent(Path(loaded.agent.control)),
@@ -134,6 +135,14 @@ def _cpu_controller() -> Fact:
     from tailspan.views.check import Fact
 
     return Fact("cpu controller", "cgroup v1" if cpu_controller_is_v1() else "cgroup v2")
+
+
+def _gpus() -> Fact:
+    from tailspan.collect.nvml import gpus
+    from tailspan.views.check import Fact
+
+    found = gpus()
+    return Fact("gpus", ", ".join(found.names) or f"none to read: {found.why_none or 'NVML counts no device'}")
 
 
 def _place(name: str, directory: Path, shown: str) -> Fact:

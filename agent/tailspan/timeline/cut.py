@@ -43,16 +43,16 @@ def narrow(evidence: Evidence, keep: npt.NDArray[np.int64]) -> Evidence:
     place[keep] = np.arange(len(keep))
     spans = evidence.spans[place[evidence.spans["request"]] >= 0]
     spans["request"] = place[spans["request"]]
-    start, end = int(requests["start_mono_ns"].min()), int(requests["end_mono_ns"].max())
+    times = _merged(requests["start_mono_ns"], requests["end_mono_ns"])
     narrowed = Evidence(
         requests=requests,
         spans=spans,
-        activations=_overlapping(evidence.activations, "start_mono_ns", "end_mono_ns", start, end),
-        cycles=_overlapping(evidence.cycles, "run_mono_ns", "on_mono_ns", start, end),
-        slices=_overlapping(evidence.slices, "start_mono_ns", "end_mono_ns", start, end),
+        activations=_overlapping(evidence.activations, "start_mono_ns", "end_mono_ns", times),
+        cycles=_overlapping(evidence.cycles, "run_mono_ns", "on_mono_ns", times),
+        slices=_overlapping(evidence.slices, "start_mono_ns", "end_mono_ns", times),
         open_threads=evidence.open_threads,
-        threads=_overlapping(evidence.threads, "followed_mono_ns", "gone_mono_ns", start, end),
-        losses=_overlapping(evidence.losses, "start_mono_ns", "end_mono_ns", start, end),
+        threads=_overlapping(evidence.threads, "followed_mono_ns", "gone_mono_ns", times),
+        losses=_overlapping(evidence.losses, "start_mono_ns", "end_mono_ns", times),
         likes=[evidence.likes[index] for index in keep.tolist()],
         meta=evidence.meta,
     )
@@ -60,8 +60,23 @@ def narrow(evidence: Evidence, keep: npt.NDArray[np.int64]) -> Evidence:
     return narrowed
 
 
-def _overlapping(rows: Table, first: str, last: str, start: int, end: int) -> Table:
-    found: Table = rows[(rows[last] >= start) & (rows[first] <= end)]
+_Times = tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]
+
+
+def _merged(start: npt.NDArray[np.int64], end: npt.NDArray[np.int64]) -> _Times:
+    """The union of intervals, as starts and ends of disjoint ones in order."""
+    order = np.argsort(start, kind="stable")
+    start, reach = start[order], np.maximum.accumulate(end[order])
+    begins = np.append(True, start[1:] > reach[:-1])
+    return start[begins], reach[np.append(begins[1:], True)]
+
+
+def _overlapping(rows: Table, first: str, last: str, times: _Times) -> Table:
+    """The rows that touch any of the times."""
+    starts, ends = times
+    nearest = np.minimum(np.searchsorted(ends, rows[first]), len(ends) - 1)  # the first that ends after it begins
+    touching = (ends[nearest] >= rows[first]) & (starts[nearest] <= rows[last])
+    found: Table = rows[touching]
     return found
 
 

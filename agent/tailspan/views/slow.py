@@ -15,7 +15,7 @@ ID_LENGTH = 8
 
 
 def is_slow(row: IndexRow) -> bool:
-    """Above the threshold of its like; a request without one was kept for another reason, such as the SLO."""
+    """Above the threshold of its like; without one (too few like requests, and no SLO) nothing is slow."""
     return 0 < row.threshold_ns < row.wall_ns
 
 
