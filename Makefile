@@ -19,8 +19,8 @@ test: venv ## lint, types, layers, and all tests (root: the kernel tests load BP
 	$(RUN) $(BIN)/pytest $(PYTEST_FLAGS)
 
 check: venv ## formatting, lint, types, import layers, generated files
-	$(BIN)/ruff format --check -q agent tests bpf
-	$(BIN)/ruff check -q agent tests bpf
+	$(BIN)/ruff format --check -q .
+	$(BIN)/ruff check -q .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python -m tailspan.collect.bpf.codegen $(OBJECT) $(VENV)/events.py
@@ -34,6 +34,10 @@ events: venv ## regenerate wire/events.py after bpf/events.h changed
 
 bpf: deps ## compile the BPF object
 	@$(MAKE) --no-print-directory -C bpf
+
+generated: venv ## regenerate the dashboards and docs/telemetry.md
+	$(BIN)/python dashboards/build.py
+	$(BIN)/python docs/telemetry.py
 
 dist: venv ## wheel and source distribution in dist/
 	$(BIN)/pip install -q build
@@ -58,4 +62,4 @@ clean: ## remove what make made
 	rm -rf $(VENV) .demo dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	$(MAKE) -C bpf clean
 
-.PHONY: help demo test check bench events bpf dist venv deps clean
+.PHONY: help demo test check bench events generated bpf dist venv deps clean
