@@ -6,8 +6,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from tailspan.collect.bpf.source import BpfSource, Options
+
+
+# How long an example takes says how busy the machine is, and nothing of the code.
+settings.register_profile("tailspan", deadline=None)
+settings.load_profile("tailspan")
 
 
 def _why_no_kernel() -> str:

@@ -37,10 +37,17 @@ class AgentProcess:
         command += [word for setting in given for word in ("--set", setting)]
         with self.log.open("w") as log:
             self.process = subprocess.Popen(command, stderr=log, env={**os.environ, **(environment or {})})
-        eventually(
-            lambda: "ready in" in self.log.read_text() or self.process.poll() is not None, "the agent is ready"
-        )
-        assert self.process.poll() is None, self.log.read_text()
+        try:
+            eventually(
+                lambda: "ready in" in self.log.read_text() or self.process.poll() is not None,
+                "the agent is ready",
+                seconds=60,
+            )
+            assert self.process.poll() is None, self.log.read_text()
+        except BaseException:
+            self.process.kill()
+            self.process.wait()
+            raise
 
     def stop(self) -> None:
         if self.process.poll() is None:
