@@ -10,7 +10,6 @@ from hypothesis import settings
 
 from tailspan.collect.bpf.source import BpfSource, Options
 
-
 # How long an example takes says how busy the machine is, and nothing of the code.
 settings.register_profile("tailspan", deadline=None)
 settings.load_profile("tailspan")

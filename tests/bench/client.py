@@ -1,10 +1,8 @@
-"""What the client costs a worker, per request: agent up, absent, or stopped (it never reads). ns, best of
-rounds.
+"""What the client costs a worker, per request: agent up, absent, or stopped (it never reads). ns, best of rounds.
 
-A request here is one context with a traceparent, three spans, a queue span and batch facts: what the
-reference worker sends. Compared with the same loop around an empty function. The best round is the one that
-was disturbed least; noise between runs is 5 to 10 %, more where the peer that reads shares a CPU with the
-worker.
+A request here is one context with a traceparent, three spans, a queue span and batch facts: what the reference
+worker sends. Compared with the same loop around an empty function. The best round is the one that was disturbed
+least; noise between runs is 5 to 10 %, more where the peer that reads shares a CPU with the worker.
 """
 
 from __future__ import annotations
@@ -146,9 +144,9 @@ def render(figures: Figures) -> str:
     ]
     return f"""## The client
 
-What `tailspan.client` takes from the worker's thread for one request with a trace context, three spans, a
-queue span and batch facts; best of {figures["rounds"]} rounds of {figures["requests_per_round"]:,}
-requests, as fast as one thread can make them.
+What `tailspan.client` takes from the worker's thread for one request with a trace context, three spans, a queue
+span and batch facts; best of {figures["rounds"]} rounds of {figures["requests_per_round"]:,} requests, as fast
+as one thread can make them.
 
 {table(["", "µs a request", "messages dropped"], rows)}
 
@@ -156,9 +154,8 @@ An asyncio callback that is watched takes {callback["ns"]:,} ns more than one th
 ({callback["unwatched_ns"]:,} ns).
 
 What bounds it: packing the message and one system call. There is no lock, no thread and no retry; a message
-that the socket does not take at once is dropped and counted. This loop sends far faster than any worker
-serves: what is dropped here with the agent up is what a reader that shares its CPU could not keep up
-with."""
+that the socket does not take at once is dropped and counted. This loop sends far faster than any worker serves:
+what is dropped here with the agent up is what a reader that shares its CPU could not keep up with."""
 
 
 def _us(ns: int) -> str:
