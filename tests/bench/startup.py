@@ -1,0 +1,146 @@
+"""How long the agent takes to be ready, what for, and what it holds then: fresh processes, one after the other.
+
+Compared with nothing; every phase is a difference of stamps of CLOCK_MONOTONIC, the first one taken by the
+parent just before it starts the process. Byte code is compiled beforehand, as in an installed package, and all
+files are in the page cache: after a boot the disk comes on top. Then one process is left alone for a while:
+what the agent costs when nobody asks anything of it.
+
+Noise: 10 to 30 % between processes, nearly all of it in the imports; the highest of seven is often an accident.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from tests.bench.page import number, span, table
+from tests.bench.spread import Figures, spread
+
+#: Runs in the process that is measured. Loading ends where the first ring is made, rings where one is attached.
+_CHILD = """
+import json, sys, time
+stamps = {"interpreter": time.monotonic_ns()}
+from tailspan import config, daemon
+from tailspan.collect.bpf import libbpf
+stamps["imports"] = time.monotonic_ns()
+create_ring = libbpf.create_ring
+
+def stamp_and_create(size):
+    stamps.setdefault("load", time.monotonic_ns())
+    return create_ring(size)
+
+class Source(daemon.BpfSource):
+    def __init__(self, options):
+        super().__init__(options)
+        stamps["attach"] = time.monotonic_ns()
+
+    def attach(self, name):
+        stamps.setdefault("rings", time.monotonic_ns())
+        super().attach(name)
+
+libbpf.create_ring = stamp_and_create
+daemon.BpfSource = Source
+loaded = config.load(flags=json.loads(sys.argv[1]))
+agent = daemon.Agent(loaded)
+stamps["outlets"] = time.monotonic_ns()
+status = dict(line.split(":", 1) for line in open("/proc/self/status"))
+print(json.dumps({
+    "stamps": stamps,
+    "rss_kib": int(status["VmRSS"].split()[0]),
+    "peak_kib": int(status["VmHWM"].split()[0]),
+}), flush=True)
+idle_s = float(sys.argv[2])
+start, cpu = time.monotonic(), time.process_time()
+while time.monotonic() - start < idle_s:
+    agent.tick()
+    time.sleep(loaded.agent.tick_ms / 1000)
+if idle_s:
+    print(100 * (time.process_time() - cpu) / (time.monotonic() - start))
+agent.close()
+"""
+
+PHASES = {
+    "interpreter": "the interpreter starts",
+    "imports": "imports: numpy, psutil, prometheus_client, the agent",
+    "load": "reads the kernel's types, loads and verifies the programs",
+    "rings": "makes the rings and puts them into their maps",
+    "attach": "attaches",
+    "outlets": "opens sockets, store and metrics: ready",
+}
+
+
+def run(quick: bool) -> Figures:
+    return measure(processes=3, idle_s=1.0) if quick else measure(processes=7, idle_s=20.0)
+
+
+def measure(processes: int, idle_s: float) -> Figures:
+    with tempfile.TemporaryDirectory() as folder:
+        _start(Path(folder))  # compiles the byte code
+        readings = [_start(Path(folder)) for _ in range(processes)]
+        idle = _start(Path(folder), idle_s)
+    ms: dict[str, list[float]] = {phase: [] for phase in (*PHASES, "attached", "ready")}
+    for reading in readings:
+        at = [reading["spawned"], *(reading["stamps"][phase] for phase in PHASES)]
+        for phase, (earlier, later) in zip(PHASES, itertools.pairwise(at), strict=True):
+            ms[phase].append((later - earlier) / 1e6)
+        ms["attached"].append((reading["stamps"]["attach"] - reading["spawned"]) / 1e6)
+        ms["ready"].append((at[-1] - at[0]) / 1e6)
+    return {
+        "processes": processes,
+        "ms": {phase: spread(values) for phase, values in ms.items()},
+        "rss_mib": spread([reading["rss_kib"] / 1024 for reading in readings]),
+        "peak_rss_mib": spread([reading["peak_kib"] / 1024 for reading in readings]),
+        "idle_seconds": idle_s,
+        "idle_cpu_percent": idle["idle_cpu_percent"],
+    }
+
+
+def _start(folder: Path, idle_s: float = 0.0) -> Figures:
+    flags = {
+        "worker.socket": str(folder / "worker.sock"),
+        "agent.control": str(folder / "control.sock"),
+        "store.path": str(folder / "store"),
+        "export.prometheus": "127.0.0.1:0",
+    }
+    environ = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    environ["PYTHONPYCACHEPREFIX"] = str(folder / "bytecode")
+    command = [sys.executable, "-c", _CHILD, json.dumps(flags), str(idle_s)]
+    spawned = time.monotonic_ns()
+    done = subprocess.run(command, env=environ, stdout=subprocess.PIPE, text=True, check=True)
+    first, *rest = done.stdout.splitlines()
+    reading: Figures = json.loads(first)
+    return reading | {"spawned": spawned, "idle_cpu_percent": float(rest[0]) if rest else None}
+
+
+def render(figures: Figures) -> str:
+    ms = figures["ms"]
+    rows = [[words, span(ms[phase])] for phase, words in PHASES.items()]
+    rows += [
+        ["**process start to attached**", f"**{span(ms['attached'])}**"],
+        ["process start to ready", span(ms["ready"])],
+    ]
+    memory = [
+        ["resident once ready", span(figures["rss_mib"])],
+        ["peak until then", span(figures["peak_rss_mib"])],
+    ]
+    return f"""## Starting, and being there
+
+{figures["processes"]} processes one after the other, files in the page cache, byte code compiled.
+
+{table(["phase", "ms"], rows)}
+
+{table(["memory", "MiB"], memory)}
+
+Left alone for {number(figures["idle_seconds"])} s, with no worker connected, the agent takes
+{number(figures["idle_cpu_percent"])} % of one core: it looks into its rings and its sockets on a timer
+(`agent.tick_ms`).
+
+What bounds it: importing, half of it numpy; then the kernel, which reads and verifies the programs, and waits
+for an RCU grace period whenever a ring is put into a map. Rings count as resident once records were written to
+them, twice, because each is mapped twice in a row."""
