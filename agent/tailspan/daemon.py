@@ -111,7 +111,7 @@ class Agent:
         due = time.monotonic_ns() - self._judged_ns >= self._config.agent.judge_ms * 1_000_000
         # Look at open intervals before the rings are drained: a turn that ends in between is then in a record.
         open_threads = self.source.threads() if due and self._pending else None
-        self._drain()
+        self._drain(losses=due)
         if due:
             self._judged_ns = time.monotonic_ns()
             if open_threads is not None:
@@ -141,8 +141,9 @@ class Agent:
             else:
                 logger.warning("pid %d is not there to follow", pid)
 
-    def _drain(self) -> None:
-        batch = self.source.drain()
+    def _drain(self, losses: bool) -> None:
+        batch = self.source.drain(losses)
+        self.metrics.records(len(batch.cycles), len(batch.slices))
         self.pipeline.take(batch.cycles, batch.slices, batch.thread_events, batch.losses)
         for row in batch.losses:
             self.metrics.lost(LOSS_NAMES[int(row["klass"])], int(row["count"]))
@@ -155,22 +156,22 @@ class Agent:
     def _publish(self, judged: Judged) -> None:
         now = time.monotonic_ns()
         self._count(judged)
-        for verdict in judged.verdicts:
+        for verdict in judged.verdicts.values():
             latency_ns = now - verdict.request.start_mono_ns - verdict.request.wall_ns
             self.metrics.verdict(verdict.cause, verdict.outcome, latency_ns / 1e9)
             if self._otlp:
                 self._otlp.submit(verdict, judged.evidence.meta.resources.get(str(verdict.request.pid), {}))
+        for _ in range(len(judged.kept) - len(judged.verdicts)):
+            self.metrics.unjudged()
         if judged.verdicts:
             self.syscalls.trigger()
-            self._store.append(judged.evidence, [IndexRow.of(verdict) for verdict in judged.verdicts])
+            self._store.append(judged.evidence, [_index_row(judged, row) for row in range(len(judged.kept))])
 
     def _count(self, judged: Judged) -> None:
         """Every request, slow or not, in the metrics."""
         requests, strings = judged.requests, judged.strings
-        trace_ids = {
-            row: verdict.request.trace_id
-            for row, verdict in zip(judged.kept.tolist(), judged.verdicts, strict=True)
-        }
+        kept = judged.kept.tolist()
+        trace_ids = {kept[row]: verdict.request.trace_id for row, verdict in judged.verdicts.items()}
         walls_s = ((requests["end_mono_ns"] - requests["start_mono_ns"]) / 1e9).tolist()
         labels = requests[["name", "model", "version", "status"]].tolist()
         for row, (wall_s, of_request) in enumerate(zip(walls_s, labels, strict=True)):
@@ -204,6 +205,7 @@ class Agent:
         for reason, total in (self._server.dropped + self.pipeline.inbox.dropped).items():
             self.metrics.dropped_messages(reason, total - self._dropped.get(reason, 0))
             self._dropped[reason] = total
+        self.metrics.forgotten(self.pipeline.forgotten)
         self.metrics.probes({name: status.attached for name, status in self.source.status.items()})
         self.metrics.window({name: column.rows for name, column in self.pipeline.window.columns.items()})
         self.metrics.exporter("local", self._store.appended, self._store.dropped)
@@ -216,6 +218,11 @@ class Agent:
             self.metrics.bpf_run_time((name, ns / 1e9) for name, (ns, runs) in times.items() if runs)
         usage = self._process.cpu_times()
         self.metrics.agent(usage.user + usage.system, self._process.memory_info().rss)
+
+
+def _index_row(judged: Judged, row: int) -> IndexRow:
+    verdict = judged.verdicts.get(row)
+    return IndexRow.of(verdict) if verdict else IndexRow.unjudged(judged.evidence, row)
 
 
 def run(config: Config, seconds: float | None = None) -> int:
@@ -253,6 +260,7 @@ def _options(config: Config) -> Options:
     return Options(
         disabled=frozenset(config.probes.disabled),
         cycle_ring_bytes=config.probes.ring_kib << 10,
+        slice_ring_bytes=config.probes.ring_kib << 9,
         short_wait_ns=config.probes.short_wait_us * 1000,
         syscall_floor_ns=config.probes.syscall_floor_us * 1000,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
@@ -22,8 +23,12 @@ from tailspan.timeline.window import Strings, Window
 
 #: Requests attributed at once: bounds the memory of one turn.
 MAX_REQUESTS = 2_000
-#: Requests explained in one turn; of more the slowest are, and the others are counted.
-MAX_VERDICTS = 128
+#: Slow requests whose evidence is stored in one turn; of more the slowest are, and the others are counted.
+MAX_KEPT = 512
+#: CPU time that verdicts may take in one turn. Evidence beyond it is stored unjudged, and judged when it is read:
+#: after a jump in load every request is slow, and the agent must not take the CPU that the worker lacks.
+VERDICT_BUDGET_S = 0.02
+MIN_VERDICTS = 8
 
 
 @dataclass(slots=True)
@@ -35,7 +40,7 @@ class Judged:
     ledgers: npt.NDArray[np.int64]  #: ``[requests, N_CAUSES]`` ns
     kept: npt.NDArray[np.int64]  #: rows of ``requests``
     evidence: Evidence  #: of the kept ones, as it is stored
-    verdicts: list[Verdict]  #: one per kept row
+    verdicts: dict[int, Verdict]  #: by row of ``evidence``: the slowest of them
 
 
 class Pipeline:
@@ -45,7 +50,8 @@ class Pipeline:
         self.strings = Strings()
         self.window = Window(config.window.seconds, config.window.max_rows)
         self.inbox = Inbox(self.threads, self.strings)
-        self.unexplained = 0  #: slow requests beyond MAX_VERDICTS
+        self.forgotten = 0  #: slow requests beyond MAX_KEPT
+        self._verdict_s = VERDICT_BUDGET_S / MIN_VERDICTS  #: what one takes, learned
         self._baseline = Baseline(SlowRule(int(slow.slo_ms * 1e6), slow.factor, int(slow.min_excess_ms * 1e6)))
         self._keep_all = config.store.keep == "all"
         self._losses: list[Table] = []
@@ -85,22 +91,37 @@ class Pipeline:
         evidence.likes = self._baseline.likes(rows.requests, self.strings.all)
         slow = is_slow(rows.requests, evidence.likes)
         self._baseline.learn(rows.requests, self.strings.all, table, slow)
-        kept = self._slowest(rows.requests, np.flatnonzero(slow | self._keep_all))
+        kept = self._kept(rows.requests, np.flatnonzero(slow | self._keep_all))
         if not len(kept):
-            return Judged(rows.requests, self.strings.all, table, kept, Evidence(), [])
+            return Judged(rows.requests, self.strings.all, table, kept, Evidence(), {})
         kept_evidence = narrow(evidence, kept)
         kept_evidence.meta = replace(
             meta, cgroups=_cgroups(kept_evidence, cgroup_path), resources=_resources(kept_evidence, meta)
         )
-        verdicts = judge(kept_evidence)
+        verdicts = self._verdicts(kept_evidence)
         return Judged(rows.requests, self.strings.all, table, kept, kept_evidence, verdicts)
 
-    def _slowest(self, requests: Table, candidates: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-        if self._keep_all or len(candidates) <= MAX_VERDICTS:
+    def _kept(self, requests: Table, candidates: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        if self._keep_all:
             return candidates
-        walls = (requests["end_mono_ns"] - requests["start_mono_ns"])[candidates]
-        self.unexplained += len(candidates) - MAX_VERDICTS
-        return np.sort(candidates[np.argsort(-walls, kind="stable")[:MAX_VERDICTS]])
+        self.forgotten += max(0, len(candidates) - MAX_KEPT)
+        return candidates[_slowest(requests[candidates], MAX_KEPT)]
+
+    def _verdicts(self, evidence: Evidence) -> dict[int, Verdict]:
+        limit = len(evidence.requests)
+        if not self._keep_all:
+            limit = max(MIN_VERDICTS, int(VERDICT_BUDGET_S / self._verdict_s))
+        chosen = _slowest(evidence.requests, limit)
+        before = time.thread_time()
+        verdicts = dict(zip(chosen.tolist(), judge(evidence, chosen), strict=True))
+        self._verdict_s += 0.2 * ((time.thread_time() - before) / len(chosen) - self._verdict_s)
+        return verdicts
+
+
+def _slowest(requests: Table, limit: int) -> npt.NDArray[np.int64]:
+    """Rows of the slowest, in order of row."""
+    walls = requests["end_mono_ns"] - requests["start_mono_ns"]
+    return np.sort(np.argsort(-walls, kind="stable")[:limit])
 
 
 def _chunks(rows: Rows) -> Iterator[Rows]:

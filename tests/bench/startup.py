@@ -142,5 +142,5 @@ Left alone for {number(figures["idle_seconds"])} s, with no worker connected, th
 (`agent.tick_ms`).
 
 What bounds it: importing, half of it numpy; then the kernel, which reads and verifies the programs, and waits
-for an RCU grace period whenever a ring is put into a map. Rings count as resident once records were written to
-them, twice, because each is mapped twice in a row."""
+for an RCU grace period when the rings are put into their maps, once per kind of ring. Rings count as resident once
+records were written to them, twice, because each is mapped twice in a row."""

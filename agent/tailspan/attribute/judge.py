@@ -5,6 +5,7 @@ from __future__ import annotations
 from tailspan.attribute.baseline import MIN_LIKE
 from tailspan.attribute.causes import CAUSES, N_CAUSES, Cause
 from tailspan.attribute.culprits import Witness
+from tailspan.attribute.intervals import Ints
 from tailspan.attribute.ledger import account, ledgers
 from tailspan.attribute.verdict import (
     Alternative,
@@ -27,14 +28,18 @@ NAME_FLOOR_NS = 1_000_000
 NAME_SHARE = 0.25
 
 
-def judge(evidence: Evidence) -> list[Verdict]:
-    """One verdict per request of the evidence, in its order. Pure: the same evidence gives the same verdict."""
+def judge(evidence: Evidence, chosen: Ints | None = None) -> list[Verdict]:
+    """One verdict per request of the evidence, or per chosen row of it, in their order.
+
+    Pure: the same evidence gives the same verdict, whichever others are chosen.
+    """
     if not len(evidence.requests):
         return []
     accounted = account(evidence)
     table = ledgers(accounted, len(evidence.requests)).tolist()
     witness = Witness(evidence, accounted)
-    return [_verdict(evidence, index, witness, ns) for index, ns in enumerate(table)]
+    indices = range(len(table)) if chosen is None else chosen.tolist()
+    return [_verdict(evidence, index, witness, table[index]) for index in indices]
 
 
 def _verdict(evidence: Evidence, index: int, witness: Witness, ns: list[int]) -> Verdict:

@@ -13,6 +13,7 @@ class Outcome(StrEnum):
     OWN_WORK = "own-work"  #: the excess is the request's own work or its own batching: nobody is accused
     NORMAL = "normal"  #: not slower than its like by more than the floor
     INCONCLUSIVE = "inconclusive"  #: too little evidence; ``verdict.sentence`` says why
+    UNJUDGED = "unjudged"  #: in lists only: stored in a rush of slow requests, judged when it is explained
 
 
 class CulpritKind(StrEnum):

@@ -106,7 +106,7 @@ def _environment(loaded: Config) -> list[Fact]:
 
 
 def _privileges() -> Fact:
-    from tailspan.collect.bpf.source import require_privilege
+    from tailspan.collect.bpf.preflight import require_privilege
     from tailspan.views.check import Fact
 
     try:
@@ -131,7 +131,7 @@ def _libbpf() -> Fact:
 
 
 def _cpu_controller() -> Fact:
-    from tailspan.collect.bpf.source import cpu_controller_is_v1
+    from tailspan.collect.bpf.preflight import cpu_controller_is_v1
     from tailspan.views.check import Fact
 
     return Fact("cpu controller", "cgroup v1" if cpu_controller_is_v1() else "cgroup v2")

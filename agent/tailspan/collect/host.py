@@ -7,7 +7,7 @@ import socket
 import time
 from pathlib import Path
 
-from tailspan.collect.bpf.source import cpu_controller_is_v1
+from tailspan.collect.bpf.preflight import cpu_controller_is_v1
 
 _REFRESH_S = 2.0
 _MAX_CGROUPS = 65_536

@@ -118,6 +118,19 @@ class Metrics:
         self._of(semconv.SLOW_REQUESTS).inc(semconv.cause_name(cause), str(outcome))
         self._of(semconv.VERDICT_LATENCY).observe(value=latency_s)
 
+    def unjudged(self) -> None:
+        """One slow request stored without a verdict."""
+        self._of(semconv.SLOW_REQUESTS).inc(semconv.cause_name(None), str(Outcome.UNJUDGED))
+
+    def forgotten(self, total: int) -> None:
+        """Slow requests whose evidence was not kept, in total."""
+        self._of(semconv.FORGOTTEN_REQUESTS).advance(total=total)
+
+    def records(self, cycles: int, slices: int) -> None:
+        """Kernel records that came with one drain."""
+        self._of(semconv.RECORDS).inc("cycle", by=cycles)
+        self._of(semconv.RECORDS).inc("slice", by=slices)
+
     def lost(self, record_class: str, count: int) -> None:
         """``count`` more records of a class are lost; 0 makes its series, so that rate() sees the first."""
         self._of(semconv.LOST_RECORDS).inc(record_class, by=count)

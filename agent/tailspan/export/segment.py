@@ -20,7 +20,8 @@ from typing import Any, Self
 
 import msgpack
 
-from tailspan.attribute.verdict import Verdict
+from tailspan.attribute.judge import request_facts
+from tailspan.attribute.verdict import Outcome, Verdict
 from tailspan.errors import SegmentError
 from tailspan.export import payload
 from tailspan.export.semconv import cause_name
@@ -84,6 +85,27 @@ class IndexRow:
             culprit=verdict.culprit.label if verdict.culprit else "",
             confidence=float(verdict.confidence),
             sentence=verdict.sentence,
+        )
+
+    @classmethod
+    def unjudged(cls, evidence: Evidence, row: int) -> Self:
+        """Of a request whose evidence is stored and that nobody has judged yet."""
+        request, like = request_facts(evidence, row), evidence.likes[row]
+        return cls(
+            trace_id=request.trace_id,
+            span_id=request.span_id,
+            request_id=request.request_id,
+            name=request.name,
+            model=request.model,
+            service=request.service,
+            status=request.status,
+            pid=request.pid,
+            start_unix_ns=request.start_unix_ns,
+            wall_ns=request.wall_ns,
+            normal_ns=like.p50_ns,
+            threshold_ns=like.threshold_ns,
+            outcome=str(Outcome.UNJUDGED),
+            sentence="Not judged yet: one of many slow requests at once. Explain it by its id.",
         )
 
 

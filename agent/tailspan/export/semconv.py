@@ -184,10 +184,20 @@ SLOW_REQUESTS = Metric(
     "counter",
     "{request}",
     ("cause", "outcome"),
-    "Slow requests that were judged",
+    "Slow requests; outcome unjudged: stored, and judged when they are explained",
 )
 VERDICT_LATENCY = Metric(
     "tailspan_verdict_latency_seconds", "histogram", "s", (), "From a slow request's end to its verdict"
+)
+FORGOTTEN_REQUESTS = Metric(
+    "tailspan_forgotten_requests_total",
+    "counter",
+    "{request}",
+    (),
+    "Slow requests whose evidence was not kept, because too many were slow at once",
+)
+RECORDS = Metric(
+    "tailspan_records_total", "counter", "{record}", ("class",), "Records that the kernel handed over"
 )
 LOST_RECORDS = Metric(
     "tailspan_lost_records_total",

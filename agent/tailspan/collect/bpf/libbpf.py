@@ -37,6 +37,7 @@ _SIGNATURES: dict[str, tuple[Any, ...]] = {  # name: (result, arguments...)
     "bpf_map__initial_value": (c_void_p, c_void_p, POINTER(c_size_t)),
     "bpf_map_create": (c_int, c_int, c_char_p, c_uint32, c_uint32, c_uint32, c_void_p),
     "bpf_map_update_elem": (c_int, c_int, c_void_p, c_void_p, c_uint64),
+    "bpf_map_update_batch": (c_int, c_int, c_void_p, c_void_p, POINTER(c_uint32), c_void_p),
     "bpf_map_lookup_elem": (c_int, c_int, c_void_p, c_void_p),
     "bpf_map_delete_elem": (c_int, c_int, c_void_p),
     "bpf_map_get_next_key": (c_int, c_int, c_void_p, c_void_p),
@@ -93,6 +94,14 @@ class Map:
     def update(self, key: bytes, value: bytes) -> None:
         if library().dll.bpf_map_update_elem(self.fd, key, value, 0):
             raise ProbeError(f"map update: {os.strerror(ctypes.get_errno())}")
+
+    def update_all(self, keys: bytes, values: bytes, count: int) -> None:
+        """``count`` keys and values, packed. A map of maps waits for an RCU grace period a call: so one call."""
+        done = c_uint32(count)
+        if library().dll.bpf_map_update_batch(self.fd, keys, values, byref(done), None):
+            key_size, value_size = len(keys) // count, len(values) // count
+            for i in range(count):  # a kernel without batches for this type of map
+                self.update(keys[i * key_size :][:key_size], values[i * value_size :][:value_size])
 
     def lookup(self, key: bytes, size: int) -> bytes | None:
         """``size`` bytes of the value; for per-CPU maps the size of all CPUs' values. None: no such key."""

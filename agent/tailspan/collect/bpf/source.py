@@ -12,13 +12,13 @@ import numpy as np
 import numpy.typing as npt
 
 from tailspan.collect.bpf import btf, libbpf
-from tailspan.collect.bpf.probes import BY_NAME, PROBES, Probe
+from tailspan.collect.bpf.preflight import check_layouts, cpu_controller_is_v1, require_privilege
+from tailspan.collect.bpf.probes import PROBES, Probe
 from tailspan.collect.bpf.ring import Ring
 from tailspan.errors import CannotError, ProbeError
 from tailspan.timeline.tables import LOSS
 from tailspan.wire.events import (
     CPU_SLICE,
-    LAYOUTS,
     SYSCALL_HIST,
     SYSCALL_KEY,
     SYSCALL_RECORD,
@@ -38,8 +38,6 @@ _RINGS = {  # map -> (record class, dtype)
     "thread_rings": (RecordClass.THREAD, THREAD_EVENT),
     "syscall_rings": (RecordClass.SYSCALL, SYSCALL_RECORD),
 }
-
-_CAP_SYS_ADMIN, _CAP_PERFMON, _CAP_BPF = 21, 38, 39
 
 
 @dataclass(slots=True)
@@ -90,7 +88,7 @@ class BpfSource:
         self.options = options or Options()
         self.status = {probe.name: ProbeStatus(probe) for probe in PROBES}
         self._lost = np.zeros(RecordClass.COUNT, np.int64)
-        self._last_drain_ns = time.monotonic_ns()
+        self._counted_ns = time.monotonic_ns()  # when the loss counters were last read
         self._cpus = libbpf.possible_cpus()
         check_layouts(self.options.object_path)
         kernel = btf.kernel_type_names(self.options.vmlinux)
@@ -149,21 +147,20 @@ class BpfSource:
         raw = self._loaded.links["lifecycle"]["iter_threads"].read_iterator()
         return np.frombuffer(raw, THREAD_STATE)
 
-    def drain(self) -> Batch:
+    def drain(self, losses: bool = True) -> Batch:
+        """Empty all rings. ``losses``: also read the loss counters, four system calls; else they wait."""
         now = time.monotonic_ns()
         tables = {}
         for name, (_, dtype) in _RINGS.items():
             parts = [part for ring in self._loaded.rings[name] if (part := ring.drain()) is not None]
             tables[name] = np.concatenate(parts) if parts else np.empty(0, dtype)
-        losses = self._losses(now)
-        self._last_drain_ns = now
         return Batch(
             now,
             tables["cycle_rings"],
             tables["slice_rings"],
             tables["thread_rings"],
             tables["syscall_rings"],
-            losses,
+            self._losses(now) if losses else np.empty(0, LOSS),
         )
 
     def syscall_histograms(self) -> list[tuple[int, int, Table]]:
@@ -278,10 +275,12 @@ class BpfSource:
         for name, (_, dtype) in _RINGS.items():
             outer = self._loaded.object.map(name)
             self._loaded.rings[name] = []
-            for cpu in range(self._cpus):
-                fd = libbpf.create_ring(sizes[name])
-                self._loaded.rings[name].append(Ring(fd, sizes[name], dtype))
-                outer.update(struct.pack("<I", cpu), struct.pack("<I", fd))
+            for _ in range(self._cpus):
+                self._loaded.rings[name].append(Ring(libbpf.create_ring(sizes[name]), sizes[name], dtype))
+            fds = [ring.fd for ring in self._loaded.rings[name]]
+            outer.update_all(
+                struct.pack(f"<{len(fds)}I", *range(len(fds))), struct.pack(f"<{len(fds)}I", *fds), len(fds)
+            )
 
     def _losses(self, now: int) -> Table:
         losses = self._loaded.object.map("losses")
@@ -290,38 +289,10 @@ class BpfSource:
             raw = losses.lookup(struct.pack("<I", klass), 8 * self._cpus)
             total = int(np.frombuffer(raw, np.uint64).sum()) if raw else 0
             if total > self._lost[klass]:
-                rows.append((self._last_drain_ns, now, total - self._lost[klass], klass, 0))
+                rows.append((self._counted_ns, now, total - self._lost[klass], klass, 0))
                 self._lost[klass] = total
+        self._counted_ns = now
         return np.array(rows, LOSS)
-
-
-def check_layouts(object_path: Path) -> None:
-    """The object's records must be those that the decoder was generated for."""
-    if not object_path.exists():
-        raise ProbeError(f"no BPF object at {object_path}: build it with 'make bpf'")
-    layouts = btf.Btf.of_object(object_path)
-    for name, expected in LAYOUTS.items():
-        if layouts.struct(name) != expected:
-            raise ProbeError(f"struct {name} of {object_path} is not the one in wire/events.py: run 'make events'")
-
-
-def require_privilege() -> None:
-    text = Path("/proc/self/status").read_text()
-    effective = int(re.search(r"^CapEff:\s*([0-9a-f]+)", text, re.M)[1], 16)  # type: ignore[index]
-    held = {bit for bit in (_CAP_SYS_ADMIN, _CAP_PERFMON, _CAP_BPF) if effective >> bit & 1}
-    if _CAP_SYS_ADMIN not in held and not {_CAP_BPF, _CAP_PERFMON} <= held:
-        raise CannotError(
-            "loading BPF programs needs root, or CAP_BPF and CAP_PERFMON: run as root, or as the systemd service"
-        )
-
-
-def cpu_controller_is_v1(mounts: Path = Path("/proc/self/mounts")) -> bool:
-    """Whether a cgroup id of the cpu controller is one of the v1 hierarchy."""
-    for line in mounts.read_text().splitlines():
-        _, _, kind, flags, *_ = line.split()
-        if kind == "cgroup" and "cpu" in flags.split(","):
-            return True
-    return False
 
 
 def _last_verifier_line(said: str) -> str:
@@ -329,6 +300,3 @@ def _last_verifier_line(said: str) -> str:
         line for line in said.splitlines() if line and not line.startswith(("libbpf", "processed", "--", ";"))
     ]
     return lines[-1][:200] if lines else "no reason given"
-
-
-__all__ = ["BY_NAME", "Batch", "BpfSource", "Options", "ProbeStatus"]

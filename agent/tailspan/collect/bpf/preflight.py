@@ -1,0 +1,41 @@
+"""What must hold before anything is loaded, and what the host says about itself."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from tailspan.collect.bpf import btf
+from tailspan.errors import CannotError, ProbeError
+from tailspan.wire.events import LAYOUTS
+
+_CAP_SYS_ADMIN, _CAP_PERFMON, _CAP_BPF = 21, 38, 39
+
+
+def check_layouts(object_path: Path) -> None:
+    """The object's records must be those that the decoder was generated for."""
+    if not object_path.exists():
+        raise ProbeError(f"no BPF object at {object_path}: build it with 'make bpf'")
+    layouts = btf.Btf.of_object(object_path)
+    for name, expected in LAYOUTS.items():
+        if layouts.struct(name) != expected:
+            raise ProbeError(f"struct {name} of {object_path} is not the one in wire/events.py: run 'make events'")
+
+
+def require_privilege() -> None:
+    text = Path("/proc/self/status").read_text()
+    effective = int(re.search(r"^CapEff:\s*([0-9a-f]+)", text, re.M)[1], 16)  # type: ignore[index]
+    held = {bit for bit in (_CAP_SYS_ADMIN, _CAP_PERFMON, _CAP_BPF) if effective >> bit & 1}
+    if _CAP_SYS_ADMIN not in held and not {_CAP_BPF, _CAP_PERFMON} <= held:
+        raise CannotError(
+            "loading BPF programs needs root, or CAP_BPF and CAP_PERFMON: run as root, or as the systemd service"
+        )
+
+
+def cpu_controller_is_v1(mounts: Path = Path("/proc/self/mounts")) -> bool:
+    """Whether a cgroup id of the cpu controller is one of the v1 hierarchy."""
+    for line in mounts.read_text().splitlines():
+        _, _, kind, flags, *_ = line.split()
+        if kind == "cgroup" and "cpu" in flags.split(","):
+            return True
+    return False
