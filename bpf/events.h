@@ -97,6 +97,7 @@ enum thread_event_kind {
 
 struct thread_event {
 	__u64 mono_ns;
+	__u64 run_mono_ns; /* of the turn that it was in: at exit, tells whether the records before it all came */
 	__u64 cgroup_id;
 	__u32 kind; /* enum thread_event_kind */
 	__u32 tid;

@@ -3,13 +3,14 @@
 #include "maps.bpf.h"
 #include "thread.bpf.h"
 
-static __always_inline void write_thread_event(struct task_struct *task, u32 kind, u64 now)
+static __always_inline void write_thread_event(struct task_struct *task, struct follow *f, u32 kind, u64 now)
 {
 	struct thread_event *e = reserve(&thread_rings, sizeof(*e), CLASS_THREAD);
 
 	if (!e)
 		return;
 	e->mono_ns = now;
+	e->run_mono_ns = f->run_mono_ns;
 	e->cgroup_id = cpu_cgroup_id(task);
 	e->kind = kind;
 	e->tid = task->pid;
@@ -51,23 +52,27 @@ int BPF_PROG(on_newtask, struct task_struct *task)
 	f->off_mono_ns = now;
 	f->flags = CYCLE_BORN;
 	f->syscall_nr = -1;
-	write_thread_event(task, THREAD_BORN, now);
+	write_thread_event(task, f, THREAD_BORN, now);
 	return 0;
 }
 
 SEC("tp_btf/sched_process_exec")
 int BPF_PROG(on_exec, struct task_struct *task)
 {
-	if (follow_of(task))
-		write_thread_event(task, THREAD_EXEC, bpf_ktime_get_ns());
+	struct follow *f = follow_of(task);
+
+	if (f)
+		write_thread_event(task, f, THREAD_EXEC, bpf_ktime_get_ns());
 	return 0;
 }
 
 SEC("tp_btf/sched_process_exit")
 int BPF_PROG(on_exit, struct task_struct *task)
 {
-	if (follow_of(task))
-		write_thread_event(task, THREAD_EXIT, bpf_ktime_get_ns());
+	struct follow *f = follow_of(task);
+
+	if (f)
+		write_thread_event(task, f, THREAD_EXIT, bpf_ktime_get_ns());
 	return 0;
 }
 

@@ -15,6 +15,8 @@ from tailspan.wire.syscalls import SYSCALLS
 
 MS = 1_000_000
 TASK_INTERRUPTIBLE = 1
+#: When the kernel was asked for open turns: after everything.
+LOOK = 1_000_000 * MS
 
 
 class Timeline:
@@ -28,6 +30,7 @@ class Timeline:
         self.tgid = tgid
         self._rows: dict[str, list[dict[str, object]]] = defaultdict(list)
         self._on: dict[int, int] = {}  # tid -> since when its current turn runs, ns
+        self._mute: set[int] = set()  # threads of which nothing more is heard
         self._strings = [""]
         self.meta = Meta(host="test", unix_offset_ns=1_000_000 * MS, clock_error_ns=50, cpu_count=2)
 
@@ -119,6 +122,10 @@ class Timeline:
         """A record that never came: the next turn begins at ``on``."""
         self._on[tid] = round(on * MS)
 
+    def falls_silent(self, tid: int) -> None:
+        """No further record, open turn or exit of the thread: all that came later was lost."""
+        self._mute.add(tid)
+
     def slice(
         self, cpu: int, start: float, end: float, tgid: int, comm: str, cgroup_id: int = 0, kthread: bool = False
     ) -> None:
@@ -135,6 +142,7 @@ class Timeline:
             {
                 "tid": tid,
                 "tgid": self.tgid,
+                "taken_mono_ns": LOOK,
                 "run_mono_ns": self._on.get(tid, 0),
                 "off_mono_ns": round(off * MS),
                 "ready_mono_ns": round(ready * MS),
@@ -146,7 +154,13 @@ class Timeline:
     def runs(self, tid: int) -> None:
         """A thread that is on a CPU all the time."""
         self._rows["open_threads"].append(
-            {"tid": tid, "tgid": self.tgid, "run_mono_ns": self._on.get(tid, 0), "mode": ThreadMode.RUNNING}
+            {
+                "tid": tid,
+                "tgid": self.tgid,
+                "taken_mono_ns": LOOK,
+                "run_mono_ns": self._on.get(tid, 0),
+                "mode": ThreadMode.RUNNING,
+            }
         )
 
     def loss(self, start: float, end: float, count: int) -> None:
@@ -155,6 +169,9 @@ class Timeline:
         )
 
     def evidence(self, like: LikeRow | None = None) -> Evidence:
+        told = {row["tid"] for row in self._rows["open_threads"]}
+        for tid in self._on.keys() - told - self._mute:
+            self.runs(tid)
         tables = {name: _table(name, self._rows[name]) for name in TABLES}
         tables["cycles"] = tables["cycles"][np.lexsort((tables["cycles"]["run_mono_ns"], tables["cycles"]["tid"]))]
         order = np.lexsort((tables["slices"]["start_mono_ns"], tables["slices"]["cpu"]))

@@ -146,41 +146,39 @@ def _waits(cycles: Table, slices: Table) -> tuple[Table, Table]:
 
 
 def _tails(evidence: Evidence) -> Table:
-    """From a thread's last record on: what its open interval says; running, where there is none.
+    """What comes behind a thread's last record: the turn that is not over, or that ended with the thread.
 
-    A thread whose last turn is open has no record of it yet; the kernel was asked for it
-    (``evidence.open_threads``). A thread with neither is one that was not followed.
+    The kernel was asked for open turns when the requests had ended, and an exit says when its last turn began.
+    Where neither joins the last record, records in between were lost: nothing is assumed, and that time stays
+    unknown.
     """
-    cycles, open_ = evidence.cycles, evidence.open_threads
-    last: dict[int, int] = {}
-    if len(cycles):
-        ends = np.append(cycles["tid"][1:] != cycles["tid"][:-1], True)
-        last = dict(zip(cycles["tid"][ends].tolist(), cycles["on_mono_ns"][ends].tolist(), strict=True))
-    gone = dict(zip(evidence.threads["tid"].tolist(), evidence.threads["gone_mono_ns"].tolist(), strict=True))
-    rows: list[tuple[int, int, int, int, int, bytes, int, int, int, int]] = []
-    for state in open_:
-        tid, run, off = int(state["tid"]), int(state["run_mono_ns"]), int(state["off_mono_ns"])
-        if last.get(tid, run) > run:
-            continue  # a newer record than this look: its own tail is below
-        last.pop(tid, None)
-        seeded = int(state["flags"]) & CycleFlags.SEEDED and off
-        shorts = (int(state["irq_ns"]), int(state["short_blocked_ns"]), int(state["short_runq_ns"]))
-        if not seeded:
-            rows.append((run, off or FOREVER, tid, Cause.ON_CPU, 0, b"", -1, *shorts))
-        if off:
-            ready = int(state["ready_mono_ns"]) or FOREVER
-            cause = int(blocked_cause(state["syscall_nr"][None], state["flags"][None])[0])
-            waker = (int(state["waker_tid"]), bytes(state["waker_comm"])) if ready != FOREVER else (0, b"")
-            rows.append((off, ready, tid, cause, *waker, int(state["syscall_nr"]), 0, 0, 0))
-            if ready != FOREVER:
-                rows.append((ready, FOREVER, tid, Cause.RUN_QUEUE, 0, b"", -1, 0, 0, 0))
-    rows += [(on, gone.get(tid, FOREVER), tid, Cause.ON_CPU, 0, b"", -1, 0, 0, 0) for tid, on in last.items()]
-    table = _rows(len(rows))
-    names = ["start", "end", "tid", "cause", "waker_tid", "waker_comm", "syscall_nr"]
-    names += ["irq_ns", "short_blocked_ns", "short_runq_ns"]
-    for name, column in zip(names, zip(*rows, strict=True), strict=False):
-        table[name] = column
-    return table
+    open_, gone = evidence.open_threads, evidence.threads
+    gone = gone[gone["gone_mono_ns"] < FOREVER]
+    ran = _rows(len(gone))
+    ran["start"], ran["end"], ran["tid"] = gone["last_run_mono_ns"], gone["gone_mono_ns"], gone["tid"]
+    ran["cause"] = Cause.ON_CPU
+
+    off = open_["off_mono_ns"] > 0
+    running = _rows(len(open_))
+    running["start"], running["tid"], running["cause"] = open_["run_mono_ns"], open_["tid"], Cause.ON_CPU
+    running["end"] = np.where(off, open_["off_mono_ns"], open_["taken_mono_ns"])
+    for name in ("irq_ns", "short_blocked_ns", "short_runq_ns"):
+        running[name] = open_[name]
+    running = running[~off | (open_["flags"] & CycleFlags.SEEDED == 0)]
+
+    open_ = open_[off]
+    woken = open_["ready_mono_ns"] > 0
+    blocked = _rows(len(open_))
+    blocked["start"], blocked["tid"] = open_["off_mono_ns"], open_["tid"]
+    blocked["end"] = np.where(woken, open_["ready_mono_ns"], open_["taken_mono_ns"])
+    blocked["cause"] = blocked_cause(open_["syscall_nr"], open_["flags"])
+    blocked["syscall_nr"] = open_["syscall_nr"]
+    blocked["waker_tid"] = np.where(woken, open_["waker_tid"], 0)
+    blocked["waker_comm"] = np.where(woken, open_["waker_comm"], b"")
+    waiting = _rows(int(woken.sum()))
+    waiting["start"], waiting["tid"] = open_["ready_mono_ns"][woken], open_["tid"][woken]
+    waiting["end"], waiting["cause"] = open_["taken_mono_ns"][woken], Cause.RUN_QUEUE
+    return np.concatenate((ran, running, blocked, waiting))
 
 
 _BY_SYSCALL = {

@@ -70,6 +70,7 @@ THREAD = np.dtype(
     [
         ("followed_mono_ns", "<i8"),
         ("gone_mono_ns", "<i8"),  # exit; the far future while it lives
+        ("last_run_mono_ns", "<i8"),  # of one that is gone: when its last turn began
         ("tid", "<u4"),
         ("tgid", "<u4"),
         ("ns_tid", "<u4"),

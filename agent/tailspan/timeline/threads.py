@@ -24,6 +24,7 @@ class Thread:
     gone_mono_ns: int
     comm: bytes
     cgroup_id: int
+    last_run_mono_ns: int = 0
 
 
 class Threads:
@@ -62,9 +63,9 @@ class Threads:
         for row in events[np.argsort(events["mono_ns"], kind="stable")]:
             tid, at = int(row["tid"]), int(row["mono_ns"])
             if row["kind"] == ThreadEventKind.EXIT:
-                self._end(tid, at)
+                self._end(tid, at, int(row["run_mono_ns"]))
             elif row["kind"] == ThreadEventKind.BORN:
-                self._end(tid, at)
+                self._end(tid, at, at)  # an exit that was lost
                 self._add(
                     Thread(
                         tid,
@@ -94,18 +95,22 @@ class Threads:
         """THREAD rows of every thread that lived after ``since_mono_ns``."""
         threads = [t for t in self._gone if t.gone_mono_ns >= since_mono_ns] + list(self._live.values())
         return np.array(
-            [(t.followed_mono_ns, t.gone_mono_ns, t.tid, t.tgid, t.ns_tid, 0, t.comm) for t in threads], THREAD
+            [
+                (t.followed_mono_ns, t.gone_mono_ns, t.last_run_mono_ns, t.tid, t.tgid, t.ns_tid, 0, t.comm)
+                for t in threads
+            ],
+            THREAD,
         )
 
     def _add(self, thread: Thread) -> None:
         self._live[thread.tid] = thread
         self._by_ns[thread.tgid, thread.ns_tid] = thread.tid
 
-    def _end(self, tid: int, at: int) -> None:
+    def _end(self, tid: int, at: int, last_run_mono_ns: int) -> None:
         thread = self._live.pop(tid, None)
         if thread is None:
             return
-        thread.gone_mono_ns = at
+        thread.gone_mono_ns, thread.last_run_mono_ns = at, last_run_mono_ns
         self._gone.append(thread)
         if len(self._gone) > self._max_gone:
             forgotten = self._gone.pop(0)

@@ -113,8 +113,9 @@ CPU_SLICE = np.dtype(
 
 THREAD_EVENT = np.dtype(
     {
-        "names": ['mono_ns', 'cgroup_id', 'kind', 'tid', 'tgid', 'ns_tid', 'ns_tgid', 'parent_tgid', 'comm'],
+        "names": ['mono_ns', 'run_mono_ns', 'cgroup_id', 'kind', 'tid', 'tgid', 'ns_tid', 'ns_tgid', 'parent_tgid', 'comm'],
         "formats": [
+            "<i8",
             "<i8",
             "<u8",
             "<u4",
@@ -125,8 +126,8 @@ THREAD_EVENT = np.dtype(
             "<u4",
             "|S16",
         ],
-        "offsets": [0, 8, 16, 20, 24, 28, 32, 36, 40],
-        "itemsize": 56,
+        "offsets": [0, 8, 16, 24, 28, 32, 36, 40, 44, 48],
+        "itemsize": 64,
     }
 )
 

@@ -70,6 +70,27 @@ def test_a_lost_record_is_unknown_for_exactly_its_stretch() -> None:
     }
 
 
+def test_interrupts_of_a_turn_that_is_not_over_are_shared_out_too() -> None:
+    t = Timeline()
+    t.request(10, 30, WORKER)
+    t.runs(WORKER)
+    evidence = t.evidence()
+    evidence.open_threads["taken_mono_ns"] = 40 * MS  # of its 40 ms so far 4 went to interrupts
+    evidence.open_threads["irq_ns"] = 4 * MS
+
+    assert ledger(evidence) == {Cause.ON_CPU: 18, Cause.IRQ: 2}
+
+
+def test_a_thread_of_which_nothing_more_is_heard_is_unknown_not_running() -> None:
+    # GIVEN a thread whose last record ends at 15 ms; the ring was full from then on
+    t = Timeline()
+    t.request(10, 30, WORKER)
+    t.waits(WORKER, 11, 15)
+    t.falls_silent(WORKER)
+
+    assert ledger(t.evidence()) == {Cause.ON_CPU: 1, Cause.RUN_QUEUE: 4, Cause.UNKNOWN: 15}
+
+
 def test_own_quota_comes_before_any_neighbour() -> None:
     t = Timeline()
     t.request(0, 20, WORKER)
