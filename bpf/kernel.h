@@ -57,16 +57,17 @@ struct cgroup {
 	struct kernfs_node *kn;
 } __access;
 
-struct css_set {
-	struct cgroup *dfl_cgrp; /* cgroup v2 */
-} __access;
-
 struct cgroup_subsys_state {
 	struct cgroup *cgroup;
 } __access;
 
-struct task_group {
-	struct cgroup_subsys_state css; /* of the cpu controller, v1 or v2 */
+enum cgroup_subsys_id {
+	cpu_cgrp_id = 1, /* bpf_core_enum_value() only: it depends on the configuration */
+};
+
+struct css_set {
+	struct cgroup_subsys_state *subsys[1]; /* by cgroup_subsys_id */
+	struct cgroup *dfl_cgrp;	       /* cgroup v2 */
 } __access;
 
 struct cfs_rq {
@@ -99,7 +100,6 @@ struct task_struct {
 	unsigned int flags;
 	int on_cpu;
 	struct sched_entity se;
-	struct task_group *sched_task_group;
 	struct task_struct *real_parent;
 	struct task_struct *group_leader;
 	struct css_set *cgroups;

@@ -8,11 +8,19 @@
 /* Set by the loader where the cpu controller is mounted as cgroup v1: then a cgroup id means that hierarchy. */
 const volatile bool cpu_controller_v1 = false;
 
+/* Not sched_task_group: that may be an autogroup, which is no cgroup. */
 static __always_inline u64 cpu_cgroup_id(struct task_struct *task)
 {
-	if (cpu_controller_v1)
-		return BPF_CORE_READ(task, sched_task_group, css.cgroup, kn, id);
-	return BPF_CORE_READ(task, cgroups, dfl_cgrp, kn, id);
+	struct cgroup_subsys_state *css = 0;
+	struct css_set *set;
+
+	if (!cpu_controller_v1)
+		return BPF_CORE_READ(task, cgroups, dfl_cgrp, kn, id);
+	set = BPF_CORE_READ(task, cgroups);
+	bpf_probe_read_kernel(&css, sizeof(css),
+			      (void *)set + bpf_core_field_offset(struct css_set, subsys) +
+				      bpf_core_enum_value(enum cgroup_subsys_id, cpu_cgrp_id) * sizeof(css));
+	return BPF_CORE_READ(css, cgroup, kn, id);
 }
 
 /* The task's number in its innermost pid namespace. */

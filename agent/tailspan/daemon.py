@@ -116,7 +116,10 @@ class Agent:
             self._judged_ns = time.monotonic_ns()
             if open_threads is not None:
                 self.pipeline.threads.see(open_threads)
+                self.pipeline.threads.forget_missing(open_threads)
                 self._judge(open_threads)
+            for tgid in self._server.take_gone():
+                self.pipeline.inbox.forget(tgid)
             self._report()
         self.syscalls.poll()
         self._control.poll()
@@ -150,8 +153,12 @@ class Agent:
 
     def _judge(self, open_threads: Table) -> None:
         received, self._pending = self._pending, []
-        for judged in self.pipeline.judge(received, open_threads, self._meta(), self._cgroups.path):
-            self._publish(judged)
+        try:
+            for judged in self.pipeline.judge(received, open_threads, self._meta(), self._cgroups.path):
+                self._publish(judged)
+        except Exception:  # whatever one worker has sent, the others are served
+            self.pipeline.inbox.dropped["judge_failed"] += len(received)
+            logger.exception("%d messages could not be judged", len(received))
 
     def _publish(self, judged: Judged) -> None:
         now = time.monotonic_ns()

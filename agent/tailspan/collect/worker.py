@@ -47,6 +47,7 @@ class WorkerServer:
         self._max_connections = max_connections
         self.peers: dict[int, Peer] = {}  # by file descriptor
         self.dropped: Counter[str] = Counter()
+        self._left: set[int] = set()
         self._listener = listen(path, socket.SOCK_SEQPACKET, mode, group)
 
     def accept(self) -> list[Peer]:
@@ -84,7 +85,14 @@ class WorkerServer:
             if not self._read_peer(peer, received):
                 peer.connection.close()
                 del self.peers[fd]
+                self._left.add(peer.pid)
         return received
+
+    def take_gone(self) -> set[int]:
+        """pids whose last connection has ended since the last call."""
+        gone = self._left - {peer.pid for peer in self.peers.values()}
+        self._left = set()
+        return gone
 
     def close(self) -> None:
         for peer in self.peers.values():

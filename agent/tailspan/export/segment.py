@@ -21,7 +21,7 @@ from typing import Any, Self
 import msgpack
 
 from tailspan.attribute.judge import request_facts
-from tailspan.attribute.verdict import Outcome, Verdict
+from tailspan.attribute.verdict import Outcome, RequestFacts, Verdict
 from tailspan.errors import SegmentError
 from tailspan.export import payload
 from tailspan.export.semconv import cause_name
@@ -65,18 +65,8 @@ class IndexRow:
 
     @classmethod
     def of(cls, verdict: Verdict) -> Self:
-        request = verdict.request
         return cls(
-            trace_id=request.trace_id,
-            span_id=request.span_id,
-            request_id=request.request_id,
-            name=request.name,
-            model=request.model,
-            service=request.service,
-            status=request.status,
-            pid=request.pid,
-            start_unix_ns=request.start_unix_ns,
-            wall_ns=request.wall_ns,
+            **_of_request(verdict.request),
             normal_ns=verdict.like.p50_ns,
             threshold_ns=verdict.like.threshold_ns,
             outcome=str(verdict.outcome),
@@ -90,23 +80,20 @@ class IndexRow:
     @classmethod
     def unjudged(cls, evidence: Evidence, row: int) -> Self:
         """Of a request whose evidence is stored and that nobody has judged yet."""
-        request, like = request_facts(evidence, row), evidence.likes[row]
+        like = evidence.likes[row]
         return cls(
-            trace_id=request.trace_id,
-            span_id=request.span_id,
-            request_id=request.request_id,
-            name=request.name,
-            model=request.model,
-            service=request.service,
-            status=request.status,
-            pid=request.pid,
-            start_unix_ns=request.start_unix_ns,
-            wall_ns=request.wall_ns,
+            **_of_request(request_facts(evidence, row)),
             normal_ns=like.p50_ns,
             threshold_ns=like.threshold_ns,
             outcome=str(Outcome.UNJUDGED),
             sentence="Not judged yet: one of many slow requests at once. Explain it by its id.",
         )
+
+
+def _of_request(request: RequestFacts) -> dict[str, Any]:
+    """The fields of an :class:`IndexRow` that the request itself gives."""
+    names = ("trace_id", "span_id", "request_id", "name", "model", "service", "status", "pid")
+    return {name: getattr(request, name) for name in (*names, "start_unix_ns", "wall_ns")}
 
 
 @dataclass(frozen=True, slots=True)

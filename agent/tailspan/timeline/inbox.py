@@ -13,7 +13,7 @@ from tailspan.timeline.threads import Threads
 from tailspan.timeline.window import Strings
 from tailspan.wire.spans import Activation, Drops, Hello, Message, Request
 
-#: A request longer than this is refused: its start is long out of any window.
+#: A request or activation longer than this is refused: its start is long out of any window.
 MAX_REQUEST_NS = 600 * 1_000_000_000
 
 
@@ -114,10 +114,16 @@ class Inbox:
             spans.append((span.start_mono_ns, span.end_mono_ns, row, intern(span.name), tid, span.kind))
 
     def _activation(self, item: Received, activation: Activation, rows: list[tuple[object, ...]]) -> None:
+        if activation.end_mono_ns - activation.start_mono_ns > MAX_REQUEST_NS:
+            self.dropped["too_long"] += 1
+            return
+        if activation.end_mono_ns > item.mono_ns:
+            self.dropped["future"] += 1
+            return
         rows.append(
             (
                 activation.start_mono_ns,
-                min(activation.end_mono_ns, item.mono_ns),
+                activation.end_mono_ns,
                 activation.owner,
                 self._tid(item.tgid, activation.tid),
                 item.tgid,

@@ -58,6 +58,14 @@ class Threads:
             else:
                 thread.comm, thread.cgroup_id = bytes(row["comm"]), int(row["cgroup_id"])
 
+    def forget_missing(self, states: Table) -> None:
+        """End the threads that a look, older than the events applied so far, did not find: their exit was lost."""
+        if not len(states):
+            return
+        taken, found = int(states["taken_mono_ns"].min()), set(states["tid"].tolist())
+        for tid in [t.tid for t in self._live.values() if t.tid not in found and t.followed_mono_ns < taken]:
+            self._end(tid, taken, taken)
+
     def apply(self, events: Table) -> None:
         """Take in births, execs and exits (THREAD_EVENT rows)."""
         for row in events[np.argsort(events["mono_ns"], kind="stable")]:

@@ -1,0 +1,75 @@
+"""The running agent, a slow request, and a real receiver: it arrives in the worker's own trace."""
+
+from __future__ import annotations
+
+import queue
+from collections.abc import Callable
+
+import pytest
+
+from tests.e2e.conftest import AgentProcess
+from tests.e2e.test_otlp_receivers import RECEIVERS, Received
+from tests.workloads import LAST_CPU, cpu_hog, program
+
+pytestmark = [pytest.mark.kernel, pytest.mark.e2e]
+
+TRACED = """
+import tailspan.client
+client = tailspan.client.connect(service="toy", service_version="7", path=sys.argv[1])
+
+def burn(ms):
+    until = time.thread_time() + ms / 1000
+    while time.thread_time() < until: pass
+
+def serve(count, trace_id):
+    for i in range(count):
+        parent = f"00-{trace_id:032x}-{i + 1:016x}-01"
+        with client.request("POST /toy", traceparent=parent) as request:
+            burn(8)
+        time.sleep(0.012)
+
+serve(60, 0xabc)
+print("warm", flush=True)
+sys.stdin.readline()
+serve(15, 0xdef)
+"""
+
+
+@pytest.mark.parametrize("protocol", RECEIVERS)
+def test_slow_requests_arrive_in_their_own_trace_inside_their_own_time(
+    run_agent: Callable[..., AgentProcess], protocol: str
+) -> None:
+    received: Received = queue.Queue()
+    with RECEIVERS[protocol](received) as endpoint:
+        agent = run_agent(
+            environment={"OTEL_EXPORTER_OTLP_ENDPOINT": endpoint, "OTEL_EXPORTER_OTLP_PROTOCOL": protocol}
+        )
+        with program(TRACED, agent.socket, cpu=LAST_CPU) as worker:
+            worker.go()
+            assert worker.line() == "warm"
+            with cpu_hog(LAST_CPU), cpu_hog(LAST_CPU), cpu_hog(LAST_CPU) as hog:
+                worker.go()
+                worker.finish()
+        agent.stop()  # delivers what is queued
+
+    expected = {v.request.span_id: v for v in agent.verdicts() if v.request.trace_id == f"{0xDEF:032x}"}
+    assert len(expected) >= 10
+    seen = set()
+    while not received.empty():
+        request, _ = received.get()
+        for resource in request.resource_spans:
+            attributes = {pair.key: pair.value.string_value for pair in resource.resource.attributes}
+            assert attributes["service.name"] == "toy"
+            for scope in resource.scope_spans:
+                assert scope.scope.name == "tailspan"
+                for span in scope.spans:
+                    verdict = expected.get(span.parent_span_id.hex())
+                    if verdict is None:
+                        continue
+                    seen.add(verdict.request.span_id)
+                    begin = verdict.request.start_unix_ns
+                    assert span.trace_id.hex() == verdict.request.trace_id
+                    assert begin <= span.start_time_unix_nano <= span.end_time_unix_nano
+                    assert span.end_time_unix_nano <= begin + verdict.request.wall_ns
+    assert seen == set(expected)
+    assert any(v.culprit and v.culprit.pid == hog for v in expected.values())
