@@ -73,49 +73,8 @@ def test_a_timer_is_not_blamed_on_the_task_it_interrupted(source: BpfSource, rec
     assert (sleeps["flags"] & CycleFlags.WAKER_IRQ != 0).all()
 
 
-PREEMPTER = """
-os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))
-for _ in range(int(sys.argv[1])):
-    time.sleep(0.015)
-    until = time.monotonic() + 0.002
-    while time.monotonic() < until: pass
-"""
-
-
-def test_17_preemptions_are_17_waits_and_name_the_preempter(source: BpfSource, recorder: Recorder) -> None:
-    # GIVEN a thread that never sleeps, and a real-time one that takes its CPU 17 times for 2 ms
-    with program("while True: pass", cpu=LAST_CPU) as victim, program(PREEMPTER, 17, cpu=LAST_CPU) as taker:
-        source.follow([victim.pid])
-        victim.go()
-        recorder.drain()
-        taker.go()
-        taker.finish()
-        recorder.drain()
-
-    cycles = recorder.cycles(victim.pid)
-    waits = cycles[cycles["flags"] & CycleFlags.PREEMPTED != 0]
-    by_taker = waits[waits["runner"]["tgid"] == taker.pid]
-    lengths = by_taker["on_mono_ns"] - by_taker["ready_mono_ns"]
-    assert (lengths >= 1.9 * MS).sum() == 17
-    assert (by_taker["ready_mono_ns"] == by_taker["off_mono_ns"]).all()
-
-
-def test_a_threads_records_tile_its_time(source: BpfSource, recorder: Recorder) -> None:
-    with program("for _ in range(200): time.sleep(0.0005)", cpu=LAST_CPU) as sleeper, cpu_hog(LAST_CPU):
-        source.follow([sleeper.pid])
-        sleeper.go()
-        sleeper.finish()
-    recorder.drain()
-
-    cycles = recorder.cycles(sleeper.pid)
-    assert len(cycles) >= 200
-    assert np.array_equal(cycles["run_mono_ns"][1:], cycles["on_mono_ns"][:-1])
-    for earlier, later in (("run", "off"), ("off", "ready"), ("ready", "on")):
-        assert (cycles[f"{earlier}_mono_ns"] <= cycles[f"{later}_mono_ns"]).all()
-
-
-def shares_by_runner(recorder: Recorder, tid: int) -> tuple[dict[int, int], int]:
-    """(tgid -> ns that it held the CPU while ``tid`` waited, all run-queue ns of ``tid``)."""
+def held_while_waiting(recorder: Recorder, tid: int) -> tuple[np.ndarray, list[dict[int, int]]]:
+    """The run-queue waits of ``tid``, and for each tgid -> ns that it held the CPU meanwhile (-1: not seen)."""
     cycles, slices = recorder.cycles(tid), recorder.table("slices")
     waits = cycles[cycles["on_mono_ns"] > cycles["ready_mono_ns"]]
     inline = cycles[cycles["flags"] & CycleFlags.RUNNER != 0]
@@ -131,11 +90,64 @@ def shares_by_runner(recorder: Recorder, tid: int) -> tuple[dict[int, int], int]
     parts = tile(
         waits["wait_cpu"].astype(np.int64), waits["ready_mono_ns"], waits["on_mono_ns"], cpu, cut_start, cut_end
     )
-    found: dict[int, int] = {}
-    for part_start, part_end, cover in zip(parts.start, parts.end, parts.cover, strict=True):
+    held: list[dict[int, int]] = [{} for _ in waits]
+    for wait, begin, until, cover in zip(parts.parent, parts.start, parts.end, parts.cover, strict=True):
         who = int(tgid[cover]) if cover >= 0 else -1
-        found[who] = found.get(who, 0) + int(part_end - part_start)
+        held[wait][who] = held[wait].get(who, 0) + int(until - begin)
+    return waits, held
+
+
+def shares_by_runner(recorder: Recorder, tid: int) -> tuple[dict[int, int], int]:
+    """(tgid -> ns that it held the CPU while ``tid`` waited, all run-queue ns of ``tid``)."""
+    waits, held = held_while_waiting(recorder, tid)
+    found: dict[int, int] = {}
+    for wait in held:
+        for who, ns in wait.items():
+            found[who] = found.get(who, 0) + ns
     return found, int((waits["on_mono_ns"] - waits["ready_mono_ns"]).sum())
+
+
+PREEMPTER = """
+os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))
+for _ in range(int(sys.argv[1])):
+    time.sleep(0.015)
+    until = time.monotonic() + 0.002
+    while time.monotonic() < until: pass
+"""
+
+
+def test_17_preemptions_are_17_waits_and_name_the_preempter(source: BpfSource, recorder: Recorder) -> None:
+    # GIVEN a thread that never sleeps, and a real-time one that takes its CPU 17 times for 2 ms
+    spin = "print('up', flush=True)\nwhile True: pass"
+    with program(spin, cpu=LAST_CPU) as victim, program(PREEMPTER, 17, cpu=LAST_CPU) as taker:
+        source.follow([victim.pid])
+        victim.go()
+        assert victim.line() == "up"
+        recorder.drain()
+        taker.go()
+        taker.finish()
+        recorder.drain()
+
+    # THEN it waited 17 times for those 2 ms, and each wait says who had the CPU
+    waits, held = held_while_waiting(recorder, victim.pid)
+    taken = np.array([wait.get(taker.pid, 0) >= 1.9 * MS for wait in held])
+    assert taken.sum() == 17
+    assert (waits["flags"][taken] & CycleFlags.PREEMPTED != 0).all()
+    assert (waits["ready_mono_ns"][taken] == waits["off_mono_ns"][taken]).all()
+
+
+def test_a_threads_records_tile_its_time(source: BpfSource, recorder: Recorder) -> None:
+    with program("for _ in range(200): time.sleep(0.0005)", cpu=LAST_CPU) as sleeper, cpu_hog(LAST_CPU):
+        source.follow([sleeper.pid])
+        sleeper.go()
+        sleeper.finish()
+    recorder.drain()
+
+    cycles = recorder.cycles(sleeper.pid)
+    assert len(cycles) >= 200
+    assert np.array_equal(cycles["run_mono_ns"][1:], cycles["on_mono_ns"][:-1])
+    for earlier, later in (("run", "off"), ("off", "ready"), ("ready", "on")):
+        assert (cycles[f"{earlier}_mono_ns"] <= cycles[f"{later}_mono_ns"]).all()
 
 
 SPIN_2S = "until = time.monotonic() + 2\nwhile time.monotonic() < until: pass"
