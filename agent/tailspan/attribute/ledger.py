@@ -16,6 +16,7 @@ from tailspan.attribute.intervals import Ints, disjoint, tile
 from tailspan.attribute.path import Hold, Path, critical_path
 from tailspan.attribute.states import States, thread_states
 from tailspan.timeline.evidence import Evidence, Table
+from tailspan.timeline.tables import join
 
 Flags = npt.NDArray[np.bool_]
 
@@ -67,7 +68,7 @@ def account(evidence: Evidence) -> Account:
             break
         done.append(rows[~followed])
         rows = _follow_wakers(rows[followed], states)
-    rows = _short_of_pool_threads(np.concatenate([*done, rows]), evidence, path, states)
+    rows = _short_of_pool_threads(join([*done, rows], _ROW), evidence, path, states)
     return Account(rows[np.lexsort((rows["start"], rows["request"]))], path, states)
 
 
@@ -151,7 +152,7 @@ def _short_of_pool_threads(rows: Table, evidence: Evidence, path: Path, states: 
     short = np.flatnonzero(tiles.cover >= 0)
     by = starved[tiles.cover[short]]
     split["state"][short], split["cause"][short], split["via"][short] = by, state["cause"][by], state["tid"][by]
-    return np.concatenate((rows[~worked], split))
+    return join((rows[~worked], split), _ROW)
 
 
 def shares(account: Account) -> tuple[Ints, Ints, Ints]:

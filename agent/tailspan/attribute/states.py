@@ -14,7 +14,7 @@ import numpy.typing as npt
 from tailspan.attribute.causes import Cause
 from tailspan.attribute.intervals import Ints, disjoint, tile
 from tailspan.timeline.evidence import Evidence, Table
-from tailspan.timeline.tables import FOREVER
+from tailspan.timeline.tables import FOREVER, join
 from tailspan.wire.events import RUNNER, CycleFlags
 from tailspan.wire.syscalls import SYSCALLS
 
@@ -61,7 +61,7 @@ def thread_states(evidence: Evidence) -> States:
     cycles = evidence.cycles
     runners, waits = _waits(cycles, evidence.slices)
     parts = [_running(cycles), _blocked(cycles), waits, _tails(evidence)]
-    rows = np.concatenate(parts)
+    rows = join(parts, _ROW)
     rows["length_ns"] = rows["end"] - rows["start"]
     if len(evidence.requests):
         from_, to = evidence.requests["start_mono_ns"].min(), evidence.requests["end_mono_ns"].max()
@@ -127,7 +127,7 @@ def _waits(cycles: Table, slices: Table) -> tuple[Table, Table]:
     cpu = np.concatenate((slices["cpu"], inline["wait_cpu"])).astype(np.int64)
     start = np.concatenate((slices["start_mono_ns"], inline["runner_since_mono_ns"]))
     end = np.concatenate((slices["end_mono_ns"], inline["on_mono_ns"]))
-    runners = np.concatenate((slices["runner"], inline["runner"])).astype(RUNNER)
+    runners = join((slices["runner"], inline["runner"]), RUNNER)
     order = np.lexsort((start, cpu))
     cpu, runners = cpu[order], runners[order]
     start, end = disjoint(cpu, start[order], end[order])
@@ -178,7 +178,7 @@ def _tails(evidence: Evidence) -> Table:
     waiting = _rows(int(woken.sum()))
     waiting["start"], waiting["tid"] = open_["ready_mono_ns"][woken], open_["tid"][woken]
     waiting["end"], waiting["cause"] = open_["taken_mono_ns"][woken], Cause.RUN_QUEUE
-    return np.concatenate((ran, running, blocked, waiting))
+    return join((ran, running, blocked, waiting), _ROW)
 
 
 _BY_SYSCALL = {

@@ -6,7 +6,10 @@ become. A change of any dtype that is stored raises :data:`SCHEMA_VERSION`, and 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
+import numpy.typing as npt
 
 #: Version of everything that :mod:`tailspan.export.local` stores. 1: first.
 SCHEMA_VERSION = 1
@@ -95,3 +98,13 @@ LOSS_CLIENT = 16  #: messages a worker's client dropped before sending
 LOSS_WINDOW = 17  #: rows the agent evicted to stay within its memory bound
 
 FOREVER = np.iinfo(np.int64).max
+
+
+def join(parts: Sequence[npt.NDArray[np.void]], dtype: np.dtype[np.void]) -> npt.NDArray[np.void]:
+    """Concatenate rows of one dtype. numpy's own way reconciles every field of every part first: 20 µs a call."""
+    if len(parts) == 1:
+        return parts[0]
+    if not parts:
+        return np.empty(0, dtype)
+    opaque = np.dtype((np.void, dtype.itemsize))
+    return np.concatenate([part.view(opaque) for part in parts]).view(dtype)

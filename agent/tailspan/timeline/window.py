@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from tailspan.timeline.evidence import TABLES, Table
-from tailspan.timeline.tables import LOSS, LOSS_WINDOW
+from tailspan.timeline.tables import LOSS, LOSS_WINDOW, join
 
 
 @dataclass(slots=True)
@@ -56,7 +56,7 @@ class Column:
             overlaps = (chunk.rows[self._end] >= start) & (chunk.rows[self._start] <= end)
             if overlaps.any():
                 parts.append(chunk.rows[overlaps])
-        return np.concatenate(parts) if parts else np.empty(0, self.dtype)
+        return join(parts, self.dtype)
 
 
 class Window:

@@ -49,7 +49,7 @@ class Ring:
             if not count:
                 return None
         body = rows[:count, _HEADER : _HEADER + self._dtype.itemsize]
-        records = np.ascontiguousarray(body).view(self._dtype)[:, 0]
+        records = body.copy().view(self._dtype)[:, 0]  # always: the ring is written again
         self._consumer[0] = consumed + count * self._stride
         return records
 

@@ -16,7 +16,7 @@ from tailspan.collect.bpf.preflight import check_layouts, cpu_controller_is_v1, 
 from tailspan.collect.bpf.probes import PROBES, Probe
 from tailspan.collect.bpf.ring import Ring
 from tailspan.errors import CannotError, ProbeError
-from tailspan.timeline.tables import LOSS
+from tailspan.timeline.tables import LOSS, join
 from tailspan.wire.events import (
     CPU_SLICE,
     SYSCALL_HIST,
@@ -153,7 +153,7 @@ class BpfSource:
         tables = {}
         for name, (_, dtype) in _RINGS.items():
             parts = [part for ring in self._loaded.rings[name] if (part := ring.drain()) is not None]
-            tables[name] = np.concatenate(parts) if parts else np.empty(0, dtype)
+            tables[name] = join(parts, dtype)
         return Batch(
             now,
             tables["cycle_rings"],
