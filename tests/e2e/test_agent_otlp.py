@@ -47,7 +47,7 @@ def test_slow_requests_arrive_in_their_own_trace_inside_their_own_time(
         with program(TRACED, agent.socket, cpu=LAST_CPU) as worker:
             worker.go()
             assert worker.line() == "warm"
-            with cpu_hog(LAST_CPU), cpu_hog(LAST_CPU), cpu_hog(LAST_CPU) as hog:
+            with cpu_hog(LAST_CPU) as a, cpu_hog(LAST_CPU) as b, cpu_hog(LAST_CPU) as c:
                 worker.go()
                 worker.finish()
         agent.stop()  # delivers what is queued
@@ -72,4 +72,5 @@ def test_slow_requests_arrive_in_their_own_trace_inside_their_own_time(
                     assert begin <= span.start_time_unix_nano <= span.end_time_unix_nano
                     assert span.end_time_unix_nano <= begin + verdict.request.wall_ns
     assert seen == set(expected)
-    assert any(v.culprit and v.culprit.pid == hog for v in expected.values())
+    right = [v for v in expected.values() if v.culprit and v.culprit.pid in (a, b, c)]
+    assert len(right) >= 0.9 * len(expected)

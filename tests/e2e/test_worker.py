@@ -35,10 +35,15 @@ class Worker:
             stdout=subprocess.PIPE,
             text=True,
         )
+        self.told = False
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
         assert line.startswith("listening on 127.0.0.1:"), line
         self.port = int(line.rsplit(":", 1)[1])
+
+    def tell_to_end(self) -> None:
+        self.told = True
+        self.process.send_signal(signal.SIGTERM)
 
     def connect(self) -> http.client.HTTPConnection:
         return http.client.HTTPConnection("127.0.0.1", self.port, timeout=BUDGET_S)
@@ -53,8 +58,9 @@ class Worker:
         return response, content
 
     def end(self) -> int:
-        if self.process.poll() is None:
-            self.process.send_signal(signal.SIGTERM)
+        """Its exit code after SIGTERM, sent once: a second one may meet an interpreter that is closing down."""
+        if self.process.poll() is None and not self.told:
+            self.tell_to_end()
         assert self.process.stdout is not None
         self.process.stdout.close()
         return self.process.wait(BUDGET_S)
@@ -212,7 +218,7 @@ def test_sigterm_answers_what_was_taken_and_ends(start: Callable[..., tuple[Work
     connection = worker.connect()
     connection.request("POST", "/v1/infer", json.dumps({"seed": 7}))
     wait_until(lambda: health(worker)["in_flight"] == 1)
-    worker.process.send_signal(signal.SIGTERM)
+    worker.tell_to_end()
     # THEN it is answered, and the process ends well
     response = connection.getresponse()
     assert response.status == 200
