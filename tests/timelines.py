@@ -177,15 +177,20 @@ class Timeline:
         order = np.lexsort((tables["slices"]["start_mono_ns"], tables["slices"]["cpu"]))
         tables["slices"] = tables["slices"][order]
         tids = sorted({int(r["tid"]) for name in ("cycles", "open_threads") for r in tables[name]})
-        tables["threads"] = _table(
-            "threads",
-            [
-                {"tid": tid, "tgid": self.tgid, "ns_tid": tid, "gone_mono_ns": FOREVER, "comm": f"t{tid}".encode()}
-                for tid in tids
-            ],
-        )
+        named = {int(tid) for name in ("requests", "spans", "activations") for tid in tables[name]["tid"]}
+        tables["threads"] = _table("threads", [self._thread(tid, tid in named) for tid in tids])
         likes = [like or LikeRow(0, 0, 0, 0, [0] * N_CAUSES)] * len(tables["requests"])
         return Evidence(**tables, strings=self._strings, likes=likes, meta=self.meta)
+
+    def _thread(self, tid: int, named: bool) -> dict[str, object]:
+        return {
+            "tid": tid,
+            "tgid": self.tgid,
+            "ns_tid": tid,
+            "gone_mono_ns": FOREVER,
+            "named": named,
+            "comm": f"t{tid}".encode(),
+        }
 
     def _activation(
         self, kind: ActivationKind, owner: int, start: float, end: float, tid: int, **fields: object

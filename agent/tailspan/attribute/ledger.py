@@ -124,15 +124,15 @@ def _short_of_pool_threads(rows: Table, evidence: Evidence, path: Path, states: 
     """While a native pool thread that the request's thread has woken waits for a CPU, so does the request.
 
     Its own thread may well be on a CPU: it spins at the join, or does the pool thread's share (ONNX Runtime does
-    both). Pool threads are those that no span or activation names and that sleep on futexes only; they work for
-    who woke them until they sleep again. The time may include work that the request's thread had to do anyway.
+    both). Pool threads are those that the worker's messages never named and that sleep on futexes only; they work
+    for who woke them until they sleep again. The time may include work that the request's thread had to do anyway.
     """
     state = states.rows
-    named = [evidence.requests["tid"], evidence.spans["tid"], evidence.activations["tid"]]
+    native = evidence.threads["tid"][evidence.threads["named"] == 0]
     asleep = (state["cause"] != Cause.ON_CPU) & (state["cause"] != Cause.RUN_QUEUE)
     asleep &= state["cause"] != Cause.THROTTLED
     other_sleeps = state["tid"][asleep & (state["cause"] != Cause.FUTEX)]
-    pool = ~np.isin(state["tid"], np.concatenate([*named, other_sleeps]))
+    pool = np.isin(state["tid"], native) & ~np.isin(state["tid"], other_sleeps)
     # The sleep before a state, in the same thread: who ended it is whom the thread works for.
     before = np.maximum.accumulate(np.where(asleep, np.arange(len(state)), -1)) if len(state) else asleep
     woken = pool & ~asleep & (state["cause"] != Cause.ON_CPU) & (before >= 0)

@@ -154,4 +154,5 @@ class Inbox:
         tid = self._threads.host_tid(tgid, ns_tid)
         if not tid:
             self.dropped["unknown_tid"] += 1
+        self._threads.name(tid)
         return tid

@@ -77,7 +77,7 @@ THREAD = np.dtype(
         ("tid", "<u4"),
         ("tgid", "<u4"),
         ("ns_tid", "<u4"),
-        ("pad", "<u4"),
+        ("named", "<u4"),  # 1: a request, span or activation has named it; 0: a native thread, as far as we know
         ("comm", "S16"),
     ]
 )

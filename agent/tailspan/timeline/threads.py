@@ -25,6 +25,7 @@ class Thread:
     comm: bytes
     cgroup_id: int
     last_run_mono_ns: int = 0
+    named: bool = False
 
 
 class Threads:
@@ -92,6 +93,12 @@ class Threads:
         """The host's tid of the thread that process ``tgid`` calls ``ns_tid``; 0 when it is not followed."""
         return self._by_ns.get((tgid, ns_tid), 0)
 
+    def name(self, tid: int) -> None:
+        """A message of its process has spoken of this thread."""
+        thread = self._live.get(tid)
+        if thread is not None:
+            thread.named = True
+
     def tgids(self) -> set[int]:
         return {thread.tgid for thread in self._live.values()}
 
@@ -104,7 +111,7 @@ class Threads:
         threads = [t for t in self._gone if t.gone_mono_ns >= since_mono_ns] + list(self._live.values())
         return np.array(
             [
-                (t.followed_mono_ns, t.gone_mono_ns, t.last_run_mono_ns, t.tid, t.tgid, t.ns_tid, 0, t.comm)
+                (t.followed_mono_ns, t.gone_mono_ns, t.last_run_mono_ns, t.tid, t.tgid, t.ns_tid, t.named, t.comm)
                 for t in threads
             ],
             THREAD,
