@@ -114,6 +114,9 @@ class Witness:
         notes = [self._culprit(pair, tgid).label]
         if occupant >= 0 and pair[0] != _OCCUPANT:
             notes.append(f"behind {self._culprit((_OCCUPANT, occupant), tgid).label}")
+        waited_for = f"{self._comms.get(via, '?')}[{via}]" if via and cause is not Cause.FUTEX else ""
+        if waited_for:
+            notes.append(f"of {waited_for}")
         return Step(
             start,
             end,
@@ -122,7 +125,7 @@ class Witness:
             self._comms.get(tid, ""),
             cause,
             ", ".join(filter(None, notes)),
-            f"{self._comms.get(via, '?')}[{via}]" if via and cause is not Cause.FUTEX else "",
+            waited_for,
         )
 
     def _culprit(self, pair: _Pair, tgid: int) -> Culprit:

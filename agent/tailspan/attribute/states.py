@@ -37,6 +37,10 @@ _ROW = np.dtype(
 )
 
 
+#: CPU time in which a thread that timed out looks again and goes back to sleep.
+RECHECK_NS = 100_000
+
+
 @dataclass(slots=True)
 class States:
     """``rows`` sorted by (tid, start), disjoint within a tid, cut to the time that the requests span.
@@ -77,7 +81,30 @@ def thread_states(evidence: Evidence) -> States:
     keep = rows["end"] > rows["start"]
     if not keep.all():
         rows, key = rows[keep], key[keep]
+    _join_timed_waits(rows)
     return States(rows, key.astype(np.int64), tids, runners)
+
+
+def _join_timed_waits(rows: Table) -> None:
+    """A wait in slices, each ended by its timeout, was a wait for whoever ended the last one.
+
+    Python waits for its interpreter lock like that, 5 ms at a time. Waits in a row: on futexes, with hardly any
+    CPU time in between (the thread may well have to queue for a CPU to look and go to sleep again).
+    """
+    asleep = np.flatnonzero(~np.isin(rows["cause"], (Cause.ON_CPU, Cause.RUN_QUEUE, Cause.THROTTLED)))
+    if not len(asleep):
+        return
+    waits = rows[asleep]
+    worked = np.cumsum(np.where(rows["cause"] == Cause.ON_CPU, rows["end"] - rows["start"], 0))[asleep]
+    futex = waits["cause"] == Cause.FUTEX
+    goes_on = futex[:-1] & futex[1:] & (waits["waker_tid"][:-1] == 0) & (waits["tid"][:-1] == waits["tid"][1:])
+    goes_on &= np.diff(worked) < RECHECK_NS
+    # The last wait of each run: where it does not go on, and back from there.
+    ends = np.flatnonzero(np.append(~goes_on, True))
+    last = ends[np.searchsorted(ends, np.arange(len(waits)))]
+    timed_out = futex & (waits["waker_tid"] == 0)
+    for field in ("waker_tid", "waker_comm"):
+        rows[field][asleep] = np.where(timed_out, waits[field][last], waits[field])
 
 
 def _in_order(tid: Ints, start: Ints) -> Ints:

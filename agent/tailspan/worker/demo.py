@@ -22,7 +22,8 @@ from pathlib import Path
 from tailspan.errors import CannotError, TailspanError
 
 HEALTHY_S, FAULT_S, AFTER_S = 12.0, 8.0, 3.0
-RATE = 12.0
+RATE = 8.0
+NEIGHBOUR_THREADS = 12
 READY_S = 60.0
 
 
@@ -107,7 +108,8 @@ def demonstrate(store: Path) -> int:
         )
         time.sleep(HEALTHY_S)
         with running(
-            *("tailspan.worker.neighbour", "--cpus", cpu, "--name", "backup", "--seconds", str(FAULT_S)),
+            *("tailspan.worker.neighbour", "--cpus", cpu, "--name", "backup"),
+            *("--seconds", str(FAULT_S), "--threads", str(NEIGHBOUR_THREADS)),
             log=sockets / "neighbour.log",
         ) as neighbour:
             say(f"... then a neighbour: {first_line(neighbour, sockets / 'neighbour.log')}, for {FAULT_S:.0f} s")

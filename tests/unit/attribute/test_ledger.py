@@ -1,6 +1,7 @@
 """What a request's time is booked to, on timelines whose answer is plain."""
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -211,6 +212,31 @@ def test_a_chain_of_wakers_is_followed_to_its_end() -> None:
 
     # 10..30 thread 3 in fsync; 30..38 thread 3 worked; 38..40 thread 2 worked
     assert ledger(t.evidence()) == {Cause.ON_CPU: 20, Cause.IO: 20, Cause.FUTEX: 10}
+
+
+def test_a_wait_in_slices_is_one_wait_for_whoever_ended_the_last() -> None:
+    # GIVEN a handler that waits for a lock 5 ms at a time, and a holder that had no CPU from 12 to 26
+    t = Timeline()
+    t.request(0, 40, WORKER)
+    t.blocks(WORKER, 10, 15, 15)
+    t.blocks(WORKER, 15.01, 20.01, 22)  # had to queue before it could look again
+    t.blocks(WORKER, 22.02, 27, 27, waker=EXECUTOR)
+    t.waits(EXECUTOR, 12, 26)
+
+    # THEN the lock's share is what its holder worked meanwhile
+    found = ledger(t.evidence())
+    assert found[Cause.RUN_QUEUE] == pytest.approx((15 - 12) + (22 - 15.01) + (26 - 22.02))
+    assert found[Cause.FUTEX] == pytest.approx(2 + 1)
+
+
+def test_a_wait_that_timed_out_and_was_followed_by_work_is_its_own() -> None:
+    t = Timeline()
+    t.request(0, 40, WORKER)
+    t.blocks(WORKER, 10, 15, 15)
+    t.blocks(WORKER, 20, 30, 30, waker=EXECUTOR)
+    t.waits(EXECUTOR, 5, 29)
+
+    assert ledger(t.evidence()) == {Cause.ON_CPU: 25, Cause.FUTEX: 5 + 1, Cause.RUN_QUEUE: 9}
 
 
 def test_threads_that_woke_each_other_do_not_loop() -> None:
