@@ -1,6 +1,11 @@
 """What all tests share: when a kernel test may be skipped, and how to wait for something."""
 
+import contextlib
 import os
+import subprocess
+import sys
+import sysconfig
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -8,6 +13,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+import tailspan
 from tailspan.collect.bpf.source import BpfSource, Options
 
 # How long an example takes says how busy the machine is, and nothing of the code.
@@ -52,6 +58,38 @@ def open_source() -> Iterator[Callable[..., BpfSource]]:
 @pytest.fixture
 def source(open_source: Callable[..., BpfSource]) -> BpfSource:
     return open_source()
+
+
+@pytest.fixture(scope="session")
+def nobodys_python() -> Iterator[tuple[str, dict[str, str]]]:
+    """(interpreter, environment) with which the user nobody can run tailspan; needs root.
+
+    A checkout may lie in a folder that root alone may enter: then its packages are mounted where all can.
+    """
+    package = Path(tailspan.__file__).parents[1]
+    given = {**os.environ, "PYTHONPATH": str(package)}
+    if not _runs_as_nobody(sys.executable, given):
+        with tempfile.TemporaryDirectory(prefix="tailspan-readable-") as folder, contextlib.ExitStack() as stack:
+            Path(folder).chmod(0o755)
+            paths = []
+            for name, source in (("agent", package), ("site", Path(sysconfig.get_path("purelib")))):
+                target = Path(folder) / name
+                target.mkdir()
+                subprocess.run(["mount", "--bind", source, target], check=True)
+                stack.callback(subprocess.run, ["umount", "--lazy", target], check=True)
+                paths.append(str(target))
+            given["PYTHONPATH"] = ":".join(paths)
+            interpreter = str(Path(sys.executable).resolve())
+            assert _runs_as_nobody(interpreter, given), "the user nobody cannot run Python at all"
+            yield interpreter, given
+    else:
+        yield sys.executable, given
+
+
+def _runs_as_nobody(interpreter: str, environment: dict[str, str]) -> bool:
+    command = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", interpreter]
+    done = subprocess.run([*command, "-m", "tailspan", "--version"], env=environment, capture_output=True, cwd="/")
+    return done.returncode == 0
 
 
 def eventually(condition: Callable[[], object], what: str, seconds: float = 20.0) -> None:

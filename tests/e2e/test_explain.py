@@ -368,7 +368,7 @@ def test_a_native_pool_thread_that_gets_no_cpu_is_why_the_run_waits(
 
 
 def test_replay_as_an_ordinary_user_gives_the_same_verdicts_byte_for_byte(
-    run_agent: Callable[..., AgentProcess],
+    run_agent: Callable[..., AgentProcess], nobodys_python: tuple[str, dict[str, str]]
 ) -> None:
     agent = run_agent()
     with program(SERVE, agent.socket, 15, cpu=LAST_CPU) as worker:
@@ -382,7 +382,7 @@ def test_replay_as_an_ordinary_user_gives_the_same_verdicts_byte_for_byte(
         shutil.copytree(agent.store, copied, dirs_exist_ok=True)
         for path in (Path(copied), *Path(copied).iterdir()):
             path.chmod(0o755 if path.is_dir() else 0o644)
-        as_root, as_user = _replay_as_root_and_user(agent, copied)
+        as_root, as_user = _replay_as_root_and_user(agent, copied, *nobodys_python)
 
     assert as_root.returncode == 0, as_root.stderr
     assert as_user.returncode == 0, as_user.stderr
@@ -395,14 +395,16 @@ def test_replay_as_an_ordinary_user_gives_the_same_verdicts_byte_for_byte(
 
 
 def _replay_as_root_and_user(
-    agent: AgentProcess, folder: str
+    agent: AgentProcess, folder: str, interpreter: str, environment: dict[str, str]
 ) -> tuple[subprocess.CompletedProcess[str], subprocess.CompletedProcess[str]]:
     as_root = agent.cli("replay", folder, "--json")
+    user = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "--inh-caps=-all"]
     as_user = subprocess.run(
-        ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "--inh-caps=-all", *as_root.args],
+        [*user, interpreter, "-m", "tailspan", "replay", folder, "--json"],
+        env=environment,
+        cwd="/",
         capture_output=True,
         text=True,
         timeout=60,
     )
-
     return as_root, as_user

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import pytest
 
-import tailspan
 from tailspan.attribute.causes import Cause
 from tailspan.attribute.judge import judge
 from tailspan.errors import NotFoundError
@@ -37,16 +36,11 @@ def as_nobody(capabilities: tuple[str, ...], *command: str) -> list[str]:
     ]
 
 
-@pytest.fixture(scope="module")
-def environment() -> dict[str, str]:
+@pytest.fixture
+def environment(nobodys_python: tuple[str, dict[str, str]], monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
     """In which nobody's Python finds the package that is tested."""
-    given = {**os.environ, "PYTHONPATH": str(Path(tailspan.__file__).parents[1])}
-    done = subprocess.run(as_nobody((), "tailspan", "--version"), env=given, capture_output=True, check=False)
-    if done.returncode:
-        why = f"the user nobody cannot read {given['PYTHONPATH']} or {sys.executable}"
-        if os.environ.get("TAILSPAN_REQUIRE_KERNEL") == "1":
-            pytest.fail(why)
-        pytest.skip(why)
+    interpreter, given = nobodys_python
+    monkeypatch.setattr(sys, "executable", interpreter)
     return given
 
 

@@ -3,7 +3,6 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -33,13 +32,16 @@ def test_json_is_one_object_a_line(run: Run, store: Path) -> None:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="drops to an ordinary user: needs root")
-def test_ordinary_user_can_replay(run: Run, store: Path, tmp_path: Path) -> None:
+def test_ordinary_user_can_replay(run: Run, store: Path, nobodys_python: tuple[str, dict[str, str]]) -> None:
     # GIVEN a segment that an ordinary user may read, as if it was sent to them
+    interpreter, environment = nobodys_python
     (path,) = store.iterdir()
     path.chmod(0o644)
     with path.open("rb") as file:
         done = subprocess.run(
-            [sys.executable, "-m", "tailspan", "replay", "/dev/stdin"],
+            [interpreter, "-m", "tailspan", "replay", "/dev/stdin"],
+            env=environment,
+            cwd="/",
             stdin=file,
             capture_output=True,
             text=True,
