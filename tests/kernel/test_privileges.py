@@ -22,6 +22,7 @@ from tests.workloads import program
 pytestmark = pytest.mark.kernel
 
 NOBODY = 65534
+INTERPRETER = sys.executable  # of nobody; the fixture below knows better
 SERVICE = ("bpf", "perfmon")  # what systemd/tailspan.service grants
 
 
@@ -32,7 +33,7 @@ def as_nobody(capabilities: tuple[str, ...], *command: str) -> list[str]:
         "setpriv",
         *(f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups", "--no-new-privs"),
         *(f"--inh-caps={these}", f"--ambient-caps={these}", f"--bounding-set={these}"),
-        *(sys.executable, "-m", *command),
+        *(INTERPRETER, "-m", *command),
     ]
 
 
@@ -40,7 +41,7 @@ def as_nobody(capabilities: tuple[str, ...], *command: str) -> list[str]:
 def environment(nobodys_python: tuple[str, dict[str, str]], monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
     """In which nobody's Python finds the package that is tested."""
     interpreter, given = nobodys_python
-    monkeypatch.setattr(sys, "executable", interpreter)
+    monkeypatch.setattr(sys.modules[__name__], "INTERPRETER", interpreter)
     return given
 
 
