@@ -43,6 +43,8 @@ logger = logging.getLogger(__name__)
 MAX_PENDING = 50_000
 #: BPF run times are a file read per program; they only move where kernel.bpf_stats_enabled is 1.
 RUN_TIMES_EVERY_S = 5.0
+#: How often stored segments are looked through for those that are too old.
+EXPIRE_EVERY_S = 60.0
 
 LOSS_NAMES = {
     **{int(klass): klass.name.lower() for klass in RecordClass if klass is not RecordClass.COUNT},
@@ -63,6 +65,7 @@ class Agent:
         self._dropped: dict[str, int] = {}  # what the metrics have been told
         self._process = psutil.Process()
         self._run_times_read_s = 0.0
+        self._expired_s = 0.0
         self.metrics = Metrics()
         for name in LOSS_NAMES.values():
             self.metrics.lost(name, 0)
@@ -147,6 +150,7 @@ class Agent:
     def _drain(self, losses: bool) -> None:
         batch = self.source.drain(losses)
         self.metrics.records(len(batch.cycles), len(batch.slices))
+        self.syscalls.keep(batch.syscalls)
         self.pipeline.take(batch.cycles, batch.slices, batch.thread_events, batch.losses)
         for row in batch.losses:
             self.metrics.lost(LOSS_NAMES[int(row["klass"])], int(row["count"]))
@@ -215,6 +219,9 @@ class Agent:
         self.metrics.forgotten(self.pipeline.forgotten)
         self.metrics.probes({name: status.attached for name, status in self.source.status.items()})
         self.metrics.window({name: column.rows for name, column in self.pipeline.window.columns.items()})
+        if time.monotonic() - self._expired_s >= EXPIRE_EVERY_S:
+            self._expired_s = time.monotonic()
+            self._store.expire()
         self.metrics.exporter("local", self._store.appended, self._store.dropped)
         if self._otlp:
             stats = self._otlp.stats()

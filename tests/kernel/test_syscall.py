@@ -44,6 +44,11 @@ def test_calls_are_counted_and_long_ones_recorded_only_while_attached(source: Bp
     assert (long["exit_mono_ns"] - long["enter_mono_ns"] >= 3 * MS).all()
     assert (long["ret"] == 0).all()
     assert not (records["nr"] == GETPPID).any()
+    # and an answer names the longest of them
+    tracing = SyscallTracing(source, "off", 60)
+    tracing.keep(records)
+    assert [call["syscall"] for call in tracing.slowest()].count("clock_nanosleep") == 7
+    assert tracing.slowest()[0]["ns"] == int((records["exit_mono_ns"] - records["enter_mono_ns"]).max())
 
 
 def test_a_slow_request_attaches_the_probe_where_that_is_configured(source: BpfSource) -> None:

@@ -34,7 +34,6 @@ _ROW = np.dtype(
         ("state", "<i8"),  # row of Account.states.rows that decided the cause; -1: the thread was not seen
         ("cause", "<i8"),
         ("via", "<i8"),  # tid of the thread whose wake-up the stretch was followed to; 0: the segment's own
-        ("hops", "<i8"),  # how many wake-ups back
         ("settled", "<i8"),  # 1: a wait that is not to be followed further
     ]
 )
@@ -110,7 +109,6 @@ def _follow_wakers(waits: Table, states: States) -> Table:
     rows = waits[tiles.parent]
     rows["start"], rows["end"] = tiles.start, tiles.end
     rows["via"] = waker[tiles.parent]
-    rows["hops"] += 1
     of_waker = np.where(tiles.cover >= 0, states.rows["cause"][tiles.cover], Cause.UNKNOWN)
     # The waker worked, or was not seen: the evidence is the wait itself, whose waker we know.
     keeps_waiting = (of_waker == Cause.ON_CPU) | (of_waker == Cause.UNKNOWN)

@@ -44,7 +44,7 @@ def call(args: argparse.Namespace) -> int:
     except (KeyError, TypeError):
         raise CannotError("the agent answers as another version does: restart it") from None
     if args.json:
-        output.print_json({"rows": answer["rows"]})
+        output.print_json({"rows": answer["rows"], "slowest": answer.get("slowest", [])})
     elif rows:
         print(syscalls.as_text(rows, output.width(args.width)))
     else:

@@ -99,13 +99,6 @@ class Threads:
         if thread is not None:
             thread.named = True
 
-    def tgids(self) -> set[int]:
-        return {thread.tgid for thread in self._live.values()}
-
-    def cgroup_ids(self) -> dict[int, int]:
-        """tgid -> cgroup id, of the threads that live."""
-        return {thread.tgid: thread.cgroup_id for thread in self._live.values()}
-
     def rows(self, since_mono_ns: int) -> Table:
         """THREAD rows of every thread that lived after ``since_mono_ns``."""
         threads = [t for t in self._gone if t.gone_mono_ns >= since_mono_ns] + list(self._live.values())

@@ -63,9 +63,10 @@ def test_agent_is_asked_and_its_rows_are_a_table(run: Run, serve: Serve) -> None
 
 
 def test_cost_is_told_beside_the_results(run: Run, serve: Serve) -> None:
-    serve(json.dumps({"ok": True, "rows": [ROW]}).encode() + b"\n")
+    call = {"tid": 8101, "pid": 8100, "syscall": "futex", "enter_mono_ns": 5, "ns": 7}
+    serve(json.dumps({"ok": True, "rows": [ROW], "slowest": [call]}).encode() + b"\n")
     done = run("syscalls", "--for", "1s", "--json")
-    assert json.loads(done.out) == {"rows": [ROW]}
+    assert json.loads(done.out) == {"rows": [ROW], "slowest": [call]}
     assert "180 ns dearer" in done.err
 
 

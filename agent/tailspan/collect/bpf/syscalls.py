@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections import deque
 from collections.abc import Callable
 from typing import Any
 
@@ -16,6 +17,9 @@ from tailspan.collect.bpf.source import BpfSource, Table
 from tailspan.wire.syscalls import syscall_name
 
 MAX_SECONDS = 600
+#: Calls above the floor that are remembered, and how many of them an answer has.
+MAX_RECORDS = 4096
+SLOWEST = 20
 
 
 class SyscallTracing:
@@ -26,11 +30,17 @@ class SyscallTracing:
         self._mode = mode
         self._seconds = seconds
         self._until = math.inf if mode == "on" else 0.0
+        self._records: deque[tuple[int, int, int, int, int]] = deque(maxlen=MAX_RECORDS)
         self.poll()
 
     @property
     def attached(self) -> bool:
         return self._source.status["syscalls"].attached
+
+    def keep(self, records: Table) -> None:
+        """Remember calls above the floor (SYSCALL_RECORD rows); of many, the last."""
+        for row in records[-MAX_RECORDS:][["tid", "tgid", "nr", "enter_mono_ns", "exit_mono_ns"]].tolist():
+            self._records.append(row)
 
     def trigger(self) -> None:
         """A request was slow."""
@@ -56,9 +66,20 @@ class SyscallTracing:
         if not status.loaded:
             return lambda: {"ok": False, "error": f"probe syscalls: {status.why}"}
         self._source.clear_syscall_histograms()
+        self._records.clear()
         until = time.monotonic() + seconds
         self._until = max(self._until, until)
-        return lambda: {"ok": True, "rows": self.rows()} if time.monotonic() >= until else None
+        return lambda: (
+            {"ok": True, "rows": self.rows(), "slowest": self.slowest()} if time.monotonic() >= until else None
+        )
+
+    def slowest(self) -> list[dict[str, Any]]:
+        """Single calls, the longest first."""
+        longest = sorted(self._records, key=lambda record: record[3] - record[4])[:SLOWEST]
+        return [
+            {"tid": tid, "pid": tgid, "syscall": syscall_name(nr), "enter_mono_ns": enter, "ns": exit_ - enter}
+            for tid, tgid, nr, enter, exit_ in longest
+        ]
 
     def rows(self) -> list[dict[str, Any]]:
         """One row per (process, system call), the one with the most time first."""
