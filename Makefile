@@ -35,9 +35,10 @@ events: venv ## regenerate wire/events.py after bpf/events.h changed
 bpf: deps ## compile the BPF object
 	@$(MAKE) --no-print-directory -C bpf
 
-generated: venv ## regenerate the dashboards and docs/telemetry.md
+generated: venv ## regenerate the dashboards, docs/telemetry.md and docs/causes.md
 	$(BIN)/python dashboards/build.py
 	$(BIN)/python docs/telemetry.py
+	$(BIN)/python docs/causes.py
 
 dist: venv ## wheel and source distribution in dist/
 	$(BIN)/pip install -q build

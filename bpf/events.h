@@ -11,6 +11,7 @@
 #define TAILSPAN_EVENTS_H
 
 #define COMM_LEN 16
+#define ADDRESS_LEN 16
 
 /* Who was on a CPU. tid 0 is the idle task: the CPU was free and the waiter was not on it yet (wake-up latency). */
 enum runner_flags {
@@ -22,8 +23,24 @@ struct runner {
 	__u32 tid;
 	__u32 tgid;
 	__u32 flags; /* enum runner_flags */
-	__u32 pad;
+	__u32 prio;  /* task_struct.prio: 100 + 20 + nice for SCHED_OTHER, below 100 for real time */
 	char comm[COMM_LEN];
+};
+
+/* What a thread sleeps on, from the arguments of its system call: the futex word, or the file behind the descriptor
+ * (poll: if it polls only one). */
+enum object_kind {
+	OBJECT_NONE = 0,
+	OBJECT_FUTEX = 1,
+	OBJECT_FILE = 2,
+	OBJECT_DIRECTORY = 3,
+	OBJECT_BLOCK_DEVICE = 4,
+	OBJECT_CHAR_DEVICE = 5,
+	OBJECT_PIPE = 6,
+	OBJECT_TCP = 7,
+	OBJECT_UNIX = 8,
+	OBJECT_SOCKET = 9, /* of another family */
+	OBJECT_OTHER = 10, /* epoll, eventfd, timerfd, ... */
 };
 
 /* One turn of a followed thread, written when it gets on a CPU again:
@@ -46,6 +63,9 @@ enum cycle_flags {
 	CYCLE_WAKER_SOFTIRQ = 64, /* woken from a softirq: over loopback waker is the sender, otherwise chance */
 	CYCLE_RUNNER = 128,	 /* runner_* hold the last slice of wait_cpu; no cpu_slice repeats it */
 	CYCLE_THROTTLED = 256,	 /* its cgroup was out of CPU quota when it began to wait */
+	CYCLE_MEMSTALL = 512,	 /* asleep in memory reclaim, or held back for its cgroup's memory.high */
+	CYCLE_MEMCG = 1024,	 /* ... reclaim_ns, or that sleep: within its own memory cgroup's limit */
+	CYCLE_KERNEL_LOCK = 2048, /* asleep on a contended lock of the kernel, such as mmap_lock */
 };
 
 struct thread_cycle {
@@ -54,10 +74,16 @@ struct thread_cycle {
 	__u64 ready_mono_ns;
 	__u64 on_mono_ns;
 	__u64 irq_ns;		/* of run..off: spent in hard interrupt handlers and softirqs on its CPU */
+	__u64 net_ns;		/* of irq_ns: in the softirqs NET_RX and NET_TX */
+	__u64 reclaim_ns;	/* of run..off: on a CPU in direct memory reclaim or compaction */
 	__u64 short_blocked_ns; /* of run..off: blocked in intervals below the floor, folded in here */
 	__u64 short_runq_ns;	/* of run..off: run-queue wait of those */
 	__u64 runner_since_mono_ns;
+	__u64 throttled_ns;	/* of ready..on, from its beginning: out of CPU quota; what follows is the wait for a CPU */
+	__u64 object; /* it sleeps on: address of the futex word, or number of the file's inode */
 	__u32 short_count;
+	__u32 minor_faults; /* page faults of run..off */
+	__u32 major_faults;
 	__u32 tid;
 	__u32 tgid;
 	__u32 state;	/* prev_state of sched_switch: 0 runnable, else TASK_INTERRUPTIBLE and so on */
@@ -65,9 +91,11 @@ struct thread_cycle {
 	__u32 flags;	/* enum cycle_flags */
 	__u32 waker_tid; /* 0 unless it was woken */
 	__u32 waker_tgid;
+	__u32 object_kind; /* enum object_kind */
+	__u32 object_dev;  /* of a file or block device: (major << 20) | minor, as in the kernel's dev_t */
+	__u32 prio;	   /* as in struct runner */
 	__u16 run_cpu;
 	__u16 wait_cpu;
-	__u32 pad;
 	char waker_comm[COMM_LEN];
 	struct runner runner;
 };
@@ -122,8 +150,11 @@ struct thread_state {
 	__u64 off_mono_ns;	/* 0 while running */
 	__u64 ready_mono_ns;	/* 0 unless runnable */
 	__u64 irq_ns;
+	__u64 net_ns;
+	__u64 reclaim_ns;
 	__u64 short_blocked_ns;
 	__u64 short_runq_ns;
+	__u64 object;
 	__u64 total_runq_ns;	/* since followed, waits that are over; includes the short and the lost */
 	__u64 total_blocked_ns;
 	__u64 total_waits;
@@ -137,12 +168,130 @@ struct thread_state {
 	__u32 state;
 	__s32 syscall_nr;
 	__u32 flags;
+	__u32 object_kind;
+	__u32 object_dev;
 	__u16 run_cpu;
 	__u16 wait_cpu;
 	__u32 waker_tid;
 	__u32 waker_tgid;
 	char waker_comm[COMM_LEN];
 	char comm[COMM_LEN];
+};
+
+/* A TCP socket of a followed thread between two operations. Written when an operation of a followed thread returns,
+ * if it took part in a wait of at least the floor, and for every first receive of a message on an accepted
+ * connection (that is where a request begins). The parts of the time from..to of a receive:
+ *
+ *      from         acked         arrived        to
+ *       |  network   |  the peer    |  unread     |
+ *
+ * What was in the socket before the last operation has arrived before from. An operation returns some microseconds
+ * before its system call does.
+ */
+enum socket_op {
+	SOCKET_RECEIVE = 0,
+	SOCKET_SEND = 1,    /* returned after the socket's send buffer had been full: all of it is network */
+	SOCKET_CONNECT = 2, /* from SYN to established, or to its failure; tid is who began it */
+};
+
+enum socket_flags {
+	SOCKET_ACCEPTED = 1,	/* this side listened; else it connected */
+	SOCKET_FIRST = 2,	/* first receive of the connection: from is when it was established */
+	SOCKET_MESSAGE = 4,	/* receive: the first one since a send, a new message of the peer's begins */
+	SOCKET_UNACCEPTED = 8,	/* the data came while the connection was still in the accept queue */
+	SOCKET_ZERO_WINDOW = 16, /* the peer's receive window had no room for the next segment: it does not read */
+	SOCKET_RESET = 32,	/* the peer has reset the connection */
+	SOCKET_BULK = 64,	/* this message came in full segments so far, three at least: a transfer */
+	SOCKET_ABORTED = 128,	/* connection: this side ended it without a FIN; it timed out, or data was left unread */
+};
+
+struct socket_wait {
+	__u64 from_mono_ns;    /* the operation before: the last send, receive, or the handshake; connect: the SYN */
+	__u64 acked_mono_ns;   /* less than two segments of what was sent before was left unacknowledged; from: at once */
+	__u64 retransmit_mono_ns; /* of the last retransmission in from..to; 0 for none */
+	__u64 arrived_mono_ns; /* receive: when the first byte of it came in; 0 if that was not seen */
+	__u64 to_mono_ns;      /* the operation returned */
+	__u64 established_mono_ns; /* 0: before it was followed, or not yet */
+	__u64 socket;	       /* number of its inode */
+	__u64 sent_bytes;      /* of the connection so far, at least once */
+	__u64 received_bytes;
+	__u32 tid; /* of the operation */
+	__u32 tgid;
+	__u32 op;    /* enum socket_op */
+	__u32 flags; /* enum socket_flags */
+	__u32 retransmits;  /* segments of ours sent again in from..to */
+	__u32 out_of_order; /* segments that came out of order in from..to: the peer's were lost */
+	__u32 srtt_us;
+	__u32 min_rtt_us;
+	__u32 rto_us; /* 0: not known */
+	__u32 messages; /* of the peer so far: requests on an accepted connection, answers on the other kind */
+	char local[ADDRESS_LEN]; /* network byte order; IPv4 as ::ffff:a.b.c.d */
+	char remote[ADDRESS_LEN];
+	__u16 local_port;
+	__u16 remote_port;
+	__u32 pad;
+};
+
+/* One TCP connection of a followed process, when it is over. */
+struct connection {
+	__u64 opened_mono_ns; /* SYN sent, or established where this side listened; 0: before it was followed */
+	__u64 established_mono_ns; /* 0: it never was, or before it was followed */
+	__u64 closed_mono_ns;
+	__u64 first_byte_mono_ns; /* of the peer's; 0 for none. This and the next: since it is followed */
+	__u64 first_sent_mono_ns;
+	__u64 socket;
+	__u64 sent_bytes;
+	__u64 received_bytes;
+	__u32 tgid;
+	__u32 flags; /* enum socket_flags */
+	__u32 messages;
+	__u32 retransmits; /* with those of the SYN */
+	__u32 out_of_order;
+	__u32 zero_windows; /* how often an operation found the peer's window closed */
+	__u32 srtt_us;
+	__u32 min_rtt_us;
+	char local[ADDRESS_LEN];
+	char remote[ADDRESS_LEN];
+	__u16 local_port;
+	__u16 remote_port;
+	__u32 pad;
+};
+
+/* One request to a block device. Written at its completion if a followed thread issued it, or while a followed
+ * thread sleeps uninterruptibly: those are what it may have waited for. */
+struct block_request {
+	__u64 queued_mono_ns; /* it was made; then it may wait in the scheduler */
+	__u64 issued_mono_ns; /* handed to the device */
+	__u64 completed_mono_ns;
+	__u64 sector;
+	__u64 cgroup_id; /* of the issuer */
+	__u32 bytes;
+	__u32 dev; /* (major << 20) | minor */
+	__u32 op;  /* enum req_op: 0 read, 1 write, 2 flush, ... */
+	__u32 error; /* 0, or the errno it failed with */
+	__u32 tid; /* of the issuer: who submitted it, or a kernel worker on somebody's behalf */
+	__u32 tgid;
+	__u32 kthread; /* 1: the issuer is a kernel thread */
+	__u32 pad;
+	char comm[COMM_LEN];
+};
+
+/* Something that happened to a followed process from outside. */
+enum incident_kind {
+	INCIDENT_SIGNAL = 0,   /* a signal that stops, continues or kills */
+	INCIDENT_OOM_KILL = 1, /* the out-of-memory killer chose a victim: followed or not */
+};
+
+struct incident {
+	__u64 mono_ns;
+	__u32 kind;   /* enum incident_kind */
+	__s32 signal; /* number; 0 for none */
+	__u32 actor_tid; /* who sent it; for an OOM kill, whose allocation failed */
+	__u32 actor_tgid;
+	__u32 target_tid;
+	__u32 target_tgid;
+	char actor_comm[COMM_LEN];
+	char target_comm[COMM_LEN];
 };
 
 /* One system call of a followed thread that took at least the floor; from the opt-in syscalls probe. */
@@ -176,7 +325,11 @@ enum record_class {
 	CLASS_SLICE = 1,
 	CLASS_THREAD = 2,
 	CLASS_SYSCALL = 3,
-	CLASS_COUNT = 4,
+	CLASS_SOCKET = 4,
+	CLASS_CONNECTION = 5,
+	CLASS_BLOCK = 6,
+	CLASS_INCIDENT = 7,
+	CLASS_COUNT = 8,
 };
 
 #endif

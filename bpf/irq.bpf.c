@@ -6,6 +6,8 @@
  */
 #include "maps.bpf.h"
 
+enum { NET_TX_SOFTIRQ = 2, NET_RX_SOFTIRQ = 3 }; /* include/linux/interrupt.h; part of its tracepoints' ABI */
+
 static __always_inline struct cpu_state *this_cpu(void)
 {
 	u32 cpu = bpf_get_smp_processor_id();
@@ -60,12 +62,14 @@ int BPF_PROG(on_timer_exit)
 }
 
 SEC("tp_btf/softirq_entry")
-int BPF_PROG(on_softirq_entry)
+int BPF_PROG(on_softirq_entry, unsigned int vector)
 {
 	struct cpu_state *c = this_cpu();
 
-	if (c)
+	if (c) {
 		c->softirq_enter_mono_ns = bpf_ktime_get_ns();
+		c->softirq_vector = vector;
+	}
 	return 0;
 }
 
@@ -73,10 +77,14 @@ SEC("tp_btf/softirq_exit")
 int BPF_PROG(on_softirq_exit)
 {
 	struct cpu_state *c = this_cpu();
+	u64 took;
 
-	if (c && c->softirq_enter_mono_ns) {
-		c->irq_ns += bpf_ktime_get_ns() - c->softirq_enter_mono_ns;
-		c->softirq_enter_mono_ns = 0;
-	}
+	if (!c || !c->softirq_enter_mono_ns)
+		return 0;
+	took = bpf_ktime_get_ns() - c->softirq_enter_mono_ns;
+	c->irq_ns += took;
+	if (c->softirq_vector == NET_TX_SOFTIRQ || c->softirq_vector == NET_RX_SOFTIRQ)
+		c->net_ns += took;
+	c->softirq_enter_mono_ns = 0;
 	return 0;
 }

@@ -31,17 +31,45 @@ enum {
 	BPF_MAP_TYPE_ARRAY = 2,
 	BPF_MAP_TYPE_PERCPU_HASH = 5,
 	BPF_MAP_TYPE_PERCPU_ARRAY = 6,
+	BPF_MAP_TYPE_LRU_HASH = 9,
 	BPF_MAP_TYPE_ARRAY_OF_MAPS = 12,
+	BPF_MAP_TYPE_SK_STORAGE = 24,
 	BPF_MAP_TYPE_RINGBUF = 27,
 	BPF_MAP_TYPE_TASK_STORAGE = 29,
 };
 enum { BPF_ANY = 0, BPF_NOEXIST = 1 };
-enum { BPF_F_NO_PREALLOC = 1 };
+enum { BPF_F_NO_PREALLOC = 1, BPF_F_CLONE = 512 };
 enum { BPF_LOCAL_STORAGE_GET_F_CREATE = 1 };
 enum { BPF_RB_NO_WAKEUP = 1 };
 
 #define PF_KTHREAD 0x00200000 /* include/linux/sched.h */
-#define TASK_DEAD 0x80	      /* include/linux/sched.h; since 2.6, never moved */
+/* include/linux/sched.h; since 2.6, never moved */
+#define TASK_UNINTERRUPTIBLE 0x2
+#define TASK_DEAD 0x80
+#define TASK_NOLOAD 0x400 /* with TASK_UNINTERRUPTIBLE: idle, waits for work */
+
+/* include/uapi/linux/stat.h */
+#define S_IFMT 0170000
+#define S_IFSOCK 0140000
+#define S_IFREG 0100000
+#define S_IFBLK 0060000
+#define S_IFDIR 0040000
+#define S_IFCHR 0020000
+#define S_IFIFO 0010000
+
+/* include/linux/socket.h, include/uapi/linux/in.h */
+#define AF_UNIX 1
+#define AF_INET 2
+#define AF_INET6 10
+#define IPPROTO_TCP 6
+#define SOCK_STREAM 1
+#define MSG_PEEK 2
+#define MSG_ERRQUEUE 0x2000
+#define EAGAIN 11
+/* include/net/sock.h, enum sock_flags: the second since 2.6 */
+#define SOCK_DONE 1
+/* include/net/tcp_states.h */
+enum { TCP_ESTABLISHED = 1, TCP_SYN_SENT = 2, TCP_CLOSE = 7, TCP_CLOSE_WAIT = 8, TCP_LISTEN = 10 };
 
 #define __access __attribute__((preserve_access_index))
 
@@ -72,6 +100,7 @@ struct css_set {
 
 struct cfs_rq {
 	int throttle_count; /* > 0: this or an ancestor group is out of quota */
+	u64 throttled_clock_self_time; /* since 6.6: how long it has been, on its CPU, in all; grows when it ends */
 } __access;
 
 struct sched_entity {
@@ -94,6 +123,119 @@ struct thread_info {
 	u32 cpu;
 } __access;
 
+struct super_block {
+	u32 s_dev;
+} __access;
+
+struct inode {
+	u16 i_mode;
+	u32 i_rdev;
+	struct super_block *i_sb;
+	unsigned long i_ino;
+} __access;
+
+struct file {
+	struct inode *f_inode;
+	void *private_data;
+} __access;
+
+struct fdtable {
+	unsigned int max_fds;
+	struct file **fd;
+} __access;
+
+struct files_struct {
+	struct fdtable *fdt;
+} __access;
+
+struct socket;
+
+struct in6_addr {
+	u8 bytes[16]; /* only its place is used */
+};
+
+struct sock_common {
+	__be32 skc_daddr;
+	__be32 skc_rcv_saddr;
+	__be16 skc_dport;
+	u16 skc_num; /* local port, in host order */
+	u16 skc_family;
+	unsigned char skc_state;
+	struct in6_addr skc_v6_daddr; /* CONFIG_IPV6; and the next */
+	struct in6_addr skc_v6_rcv_saddr;
+	unsigned long skc_flags;
+} __access;
+
+struct sock {
+	struct sock_common __sk_common;
+	struct socket *sk_socket;
+	int sk_wmem_queued;
+	int sk_sndbuf;
+	u32 sk_max_ack_backlog;
+	u16 sk_protocol;
+	u16 sk_type;
+} __access;
+
+struct inet_connection_sock {
+	u32 icsk_rto; /* jiffies */
+	struct {
+		u16 rcv_mss;
+	} __access icsk_ack;
+} __access;
+
+struct minmax_sample {
+	u32 v;
+} __access;
+
+struct minmax {
+	struct minmax_sample s[3];
+} __access;
+
+struct tcp_sock {
+	struct inet_connection_sock inet_conn;
+	u32 snd_wnd;
+	u32 mss_cache;
+	u32 copied_seq;
+	struct minmax rtt_min;
+	u64 bytes_sent;
+	u32 write_seq;
+	u32 rcv_nxt;
+	u32 snd_una;
+	u32 srtt_us; /* times 8 */
+	u64 bytes_received;
+	u32 data_segs_in;
+	u64 bytes_retrans;
+	u32 total_retrans;
+	u32 rcv_ooopack;
+} __access;
+
+struct sk_buff {
+	unsigned int len;
+	unsigned char *data;
+} __access;
+
+struct socket {
+	struct sock *sk;
+	struct file *file;
+} __access;
+
+struct gendisk {
+	int major;
+	int first_minor;
+} __access;
+
+struct request_queue {
+	struct gendisk *disk;
+} __access;
+
+struct request {
+	struct request_queue *q;
+	unsigned int cmd_flags;
+	unsigned int __data_len;
+	u64 __sector;
+	u64 start_time_ns;
+} __access;
+
 struct task_struct {
 	struct thread_info thread_info; /* CONFIG_THREAD_INFO_IN_TASK: x86, arm64 */
 	unsigned int __state;
@@ -106,6 +248,11 @@ struct task_struct {
 	struct pid *thread_pid;
 	int pid;
 	int tgid;
+	int prio;
+	unsigned long min_flt;
+	unsigned long maj_flt;
+	struct files_struct *files;
+	unsigned in_memstall : 1; /* CONFIG_PSI */
 	unsigned in_iowait : 1; /* BPF_CORE_READ_BITFIELD only: a plain read takes the bit of this struct */
 	char comm[16];
 } __access;
@@ -117,14 +264,24 @@ struct task_struct___throttled {
 
 #if defined(__TARGET_ARCH_x86)
 struct pt_regs {
+	unsigned long si;
+	unsigned long di;
 	unsigned long orig_ax;
 } __access;
+#define SYSCALL_CONNECT 42
 #define SYSCALL_NR(regs) ((s32)(regs)->orig_ax)
+#define SYSCALL_ARG0(regs) ((regs)->di)
+#define SYSCALL_ARG1(regs) ((regs)->si)
 #elif defined(__TARGET_ARCH_arm64)
 struct pt_regs {
+	u64 regs[31];
+	u64 orig_x0;
 	int syscallno;
 } __access;
+#define SYSCALL_CONNECT 203
 #define SYSCALL_NR(regs) ((regs)->syscallno)
+#define SYSCALL_ARG0(regs) ((regs)->orig_x0)
+#define SYSCALL_ARG1(regs) ((regs)->regs[1])
 #else
 #error "say where this architecture keeps the number of the system call"
 #endif
@@ -138,6 +295,12 @@ struct bpf_iter_meta {
 struct bpf_iter__task {
 	struct bpf_iter_meta *meta;
 	struct task_struct *task;
+} __access;
+
+struct bpf_iter__task_file {
+	struct bpf_iter_meta *meta;
+	struct task_struct *task;
+	struct file *file;
 } __access;
 
 #pragma clang diagnostic pop

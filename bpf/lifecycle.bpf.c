@@ -2,6 +2,7 @@
 /* Which threads are followed: adopted while they live, from birth when their parent is, until exit. */
 #include "maps.bpf.h"
 #include "thread.bpf.h"
+#include "sleep.bpf.h"
 
 static __always_inline void write_thread_event(struct task_struct *task, struct follow *f, u32 kind, u64 now)
 {
@@ -39,16 +40,28 @@ static __always_inline struct follow *begin(struct task_struct *task, u64 now)
 SEC("tp_btf/task_newtask")
 int BPF_PROG(on_newtask, struct task_struct *task)
 {
+	struct task_struct *parent = bpf_get_current_task_btf();
+	struct follow *by = follow_of(parent), *f;
 	u32 tgid = task->tgid;
-	struct follow *f;
+	bool only_threads = false;
+	u8 *target;
 	u64 now;
 
-	if (!follow_of(bpf_get_current_task_btf()) && !bpf_map_lookup_elem(&targets, &tgid))
-		return 0;
+	if (by) {
+		only_threads = by->only_threads;
+		if (only_threads && tgid != (u32)parent->tgid)
+			return 0;
+	} else {
+		target = bpf_map_lookup_elem(&targets, &tgid);
+		if (!target)
+			return 0;
+		only_threads = *target == TARGET_PEER;
+	}
 	now = bpf_ktime_get_ns();
 	f = begin(task, now);
 	if (!f)
 		return 0;
+	f->only_threads = only_threads;
 	f->off_mono_ns = now;
 	f->flags = CYCLE_BORN;
 	f->syscall_nr = -1;
@@ -85,12 +98,15 @@ static __always_inline void adopt(struct task_struct *task, struct follow *f, u6
 
 	if (!c)
 		return;
+	f->minor_faults_at_on = task->min_flt;
+	f->major_faults_at_on = task->maj_flt;
 	if (task->on_cpu) {
 		f->irq_at_on_ns = c->irq_ns;
+		f->net_at_on_ns = c->net_ns;
 		return;
 	}
-	f->flags = CYCLE_SEEDED;
-	f->syscall_nr = SYSCALL_NR((struct pt_regs *)bpf_task_pt_regs(task));
+	read_sleep(task, f);
+	f->flags |= CYCLE_SEEDED;
 	f->run_cpu = cpu;
 	f->wait_cpu = cpu;
 	f->state = task->__state;
@@ -109,6 +125,7 @@ int iter_threads(struct bpf_iter__task *ctx)
 	struct task_struct *task = ctx->task;
 	struct thread_state s = {};
 	struct follow *f;
+	u8 *target;
 	u32 tgid;
 	u64 now;
 
@@ -118,11 +135,13 @@ int iter_threads(struct bpf_iter__task *ctx)
 	tgid = task->tgid;
 	f = follow_of(task);
 	if (!f) {
-		if (!bpf_map_lookup_elem(&targets, &tgid) || task->flags & PF_KTHREAD)
+		target = bpf_map_lookup_elem(&targets, &tgid);
+		if (!target || task->flags & PF_KTHREAD)
 			return 0;
 		f = begin(task, now);
 		if (!f)
 			return 0;
+		f->only_threads = *target == TARGET_PEER;
 		adopt(task, f, now);
 	}
 	s.taken_mono_ns = now;
@@ -131,6 +150,8 @@ int iter_threads(struct bpf_iter__task *ctx)
 	s.off_mono_ns = f->off_mono_ns;
 	s.ready_mono_ns = f->ready_mono_ns;
 	s.irq_ns = f->irq_ns;
+	s.net_ns = f->net_ns;
+	s.reclaim_ns = f->reclaim_ns;
 	s.short_blocked_ns = f->short_blocked_ns;
 	s.short_runq_ns = f->short_runq_ns;
 	s.total_runq_ns = f->total_runq_ns;
@@ -146,6 +167,9 @@ int iter_threads(struct bpf_iter__task *ctx)
 	s.state = f->state;
 	s.syscall_nr = f->syscall_nr;
 	s.flags = f->flags;
+	s.object = f->object;
+	s.object_kind = f->object_kind;
+	s.object_dev = f->object_dev;
 	s.run_cpu = f->run_cpu;
 	s.wait_cpu = f->wait_cpu;
 	s.waker_tid = f->waker_tid;

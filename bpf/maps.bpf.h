@@ -19,12 +19,24 @@ struct follow {
 	u64 ready_mono_ns; /* 0: not runnable */
 	u64 irq_ns;
 	u64 irq_at_on_ns; /* cpu_state.irq_ns of its CPU when it got on */
+	u64 net_ns;
+	u64 net_at_on_ns; /* cpu_state.net_ns, likewise */
+	u64 reclaim_ns;
+	u64 reclaim_since_mono_ns; /* it is reclaiming, and on a CPU since then; 0: not */
 	u64 short_blocked_ns;
 	u64 short_runq_ns;
 	u64 total_runq_ns;
 	u64 total_blocked_ns;
 	u64 total_waits;
 	u64 enter_mono_ns; /* syscalls probe: entry of the call it is in, 0 for none */
+	u64 throttled_at_ready_ns; /* cfs_rq.throttled_clock_self_time when its wait for a CPU began */
+	u64 object;
+	u64 minor_faults_at_on; /* task_struct.min_flt when its turn began; and maj_flt */
+	u64 major_faults_at_on;
+	u32 minor_faults; /* of turns that were folded into this one, and of this one when it is off */
+	u32 major_faults;
+	u32 object_kind;
+	u32 object_dev;
 	u32 short_count;
 	u32 state;
 	s32 syscall_nr;
@@ -35,7 +47,13 @@ struct follow {
 	u16 run_cpu;
 	u16 wait_cpu;
 	u8 queued; /* counted in cpu_state.waiters of wait_cpu */
-	u8 pad[7];
+	u8 deep;   /* counted in deep_sleepers */
+	u8 in_reclaim; /* enum reclaim_scope */
+	u8 memcg;      /* some reclaim of this turn was within its own memory cgroup's limit */
+	u8 in_kernel_lock;
+	u8 throttle_clocked; /* throttled_at_ready_ns is of the run queue that it still is in */
+	u8 only_threads; /* followed for what it does to others: its child processes are not */
+	u8 pad[1];
 	char waker_comm[COMM_LEN];
 };
 
@@ -48,11 +66,17 @@ struct cpu_state {
 	s32 waiters;		   /* followed threads in this CPU's run queue */
 	u32 owed;	  /* the last waiter was moved away before it was known who ran: the next switch tells */
 	u32 runner_known; /* runner is who has the CPU now; only kept up while threads wait */
-	u32 pad[3];
-	u64 pad2;
+	u32 softirq_vector; /* valid while in one */
+	u32 pad[2];
+	u64 net_ns; /* of irq_ns: network softirqs */
 	struct runner runner;
 	u64 pad3[3];
 };
+
+/* With its future child processes, or for its threads only. */
+enum target_kind { TARGET_WORKER = 1, TARGET_PEER = 2 };
+
+enum reclaim_scope { RECLAIM_NONE = 0, RECLAIM_HOST = 1, RECLAIM_MEMCG = 2, RECLAIM_COMPACTION = 3 };
 
 struct ring {
 	__uint(type, BPF_MAP_TYPE_RINGBUF);
@@ -84,8 +108,16 @@ struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(max_entries, 4096);
 	__type(key, u32); /* tgid of a process whose threads are to be adopted */
-	__type(value, u8);
+	__type(value, u8); /* enum target_kind */
 } targets SEC(".maps");
+
+/* How many followed threads are in uninterruptible sleep: while there are any, block requests are of interest. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, u32);
+	__type(value, s64);
+} deep_sleepers SEC(".maps");
 
 struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
@@ -98,6 +130,10 @@ struct ring_array cycle_rings SEC(".maps");
 struct ring_array slice_rings SEC(".maps");
 struct ring_array thread_rings SEC(".maps");
 struct ring_array syscall_rings SEC(".maps");
+struct ring_array socket_rings SEC(".maps");
+struct ring_array connection_rings SEC(".maps");
+struct ring_array block_rings SEC(".maps");
+struct ring_array incident_rings SEC(".maps");
 
 /* clang leaves a struct out of BTF when only local pointers use it: one anchor per record and enum. */
 struct runner anchor_runner;
@@ -106,11 +142,19 @@ struct cpu_slice anchor_cpu_slice;
 struct thread_event anchor_thread_event;
 struct thread_state anchor_thread_state;
 struct syscall_record anchor_syscall_record;
+struct socket_wait anchor_socket_wait;
+struct connection anchor_connection;
+struct block_request anchor_block_request;
+struct incident anchor_incident;
 struct syscall_key anchor_syscall_key;
 struct syscall_hist anchor_syscall_hist;
 enum runner_flags anchor_runner_flags;
 enum cycle_flags anchor_cycle_flags;
 enum slice_flags anchor_slice_flags;
+enum object_kind anchor_object_kind;
+enum socket_op anchor_socket_op;
+enum socket_flags anchor_socket_flags;
+enum incident_kind anchor_incident_kind;
 enum thread_event_kind anchor_thread_event_kind;
 enum thread_mode anchor_thread_mode;
 enum record_class anchor_record_class;

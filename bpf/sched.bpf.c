@@ -11,6 +11,7 @@
  */
 #include "maps.bpf.h"
 #include "thread.bpf.h"
+#include "sleep.bpf.h"
 
 /* An interval off the CPU shorter than this is folded into the next record (sums stay exact). */
 const volatile u64 short_wait_ns = 10000;
@@ -39,13 +40,41 @@ static __always_inline bool throttled(struct task_struct *task)
 	return BPF_CORE_READ(task, se.cfs_rq, throttle_count) > 0;
 }
 
+/* The thread begins to wait for a CPU, out of quota if its cgroup is. */
+static __always_inline void begin_throttle(struct task_struct *task, struct follow *f)
+{
+	struct cfs_rq *queue;
+
+	if (!throttled(task))
+		return;
+	f->flags |= CYCLE_THROTTLED;
+	queue = BPF_CORE_READ(task, se.cfs_rq);
+	f->throttle_clocked = bpf_core_field_exists(queue->throttled_clock_self_time);
+	if (f->throttle_clocked)
+		f->throttled_at_ready_ns = BPF_CORE_READ(queue, throttled_clock_self_time);
+}
+
+/* How much of the wait, which is over, it was out of quota; all of it where the kernel keeps no such clock. */
+static __always_inline u64 end_throttle(struct task_struct *task, struct follow *f, u64 waited)
+{
+	struct cfs_rq *queue = BPF_CORE_READ(task, se.cfs_rq);
+	u64 clock;
+
+	if (!(f->flags & CYCLE_THROTTLED))
+		return 0;
+	if (!f->throttle_clocked || !bpf_core_field_exists(queue->throttled_clock_self_time))
+		return waited;
+	clock = BPF_CORE_READ(queue, throttled_clock_self_time) - f->throttled_at_ready_ns;
+	return clock < waited ? clock : waited;
+}
+
 static __always_inline void read_runner(struct runner *r, struct task_struct *task)
 {
 	r->cgroup_id = cpu_cgroup_id(task);
 	r->tid = task->pid;
 	r->tgid = task->tgid;
 	r->flags = task->flags & PF_KTHREAD ? RUNNER_KTHREAD : 0;
-	r->pad = 0;
+	r->prio = task->prio;
 	read_comm(r->comm, task);
 }
 
@@ -105,9 +134,18 @@ static __always_inline void write_cycle(struct task_struct *task, struct follow 
 		r->ready_mono_ns = f->ready_mono_ns;
 		r->on_mono_ns = on_ns;
 		r->irq_ns = f->irq_ns;
+		r->net_ns = f->net_ns;
+		r->reclaim_ns = f->reclaim_ns;
 		r->short_blocked_ns = f->short_blocked_ns;
 		r->short_runq_ns = f->short_runq_ns;
 		r->short_count = f->short_count;
+		r->minor_faults = f->minor_faults;
+		r->major_faults = f->major_faults;
+		r->throttled_ns = end_throttle(task, f, on_ns - f->ready_mono_ns);
+		r->object = f->object;
+		r->object_kind = f->object_kind;
+		r->object_dev = f->object_dev;
+		r->prio = task->prio;
 		r->tid = task->pid;
 		r->tgid = task->tgid;
 		r->state = f->state;
@@ -115,9 +153,9 @@ static __always_inline void write_cycle(struct task_struct *task, struct follow 
 		r->waker_tid = f->state ? f->waker_tid : 0;
 		r->waker_tgid = f->state ? f->waker_tgid : 0;
 		flags |= f->state ? f->waker_flags : 0;
+		flags |= f->memcg ? CYCLE_MEMCG : 0;
 		r->run_cpu = f->run_cpu;
 		r->wait_cpu = f->wait_cpu;
-		r->pad = 0;
 		__builtin_memcpy(r->waker_comm, f->waker_comm, COMM_LEN);
 		r->runner_since_mono_ns = runner ? runner_since : 0;
 		if (runner) {
@@ -132,6 +170,11 @@ static __always_inline void write_cycle(struct task_struct *task, struct follow 
 	/* A lost record leaves a seam that the reader sees: the next turn starts here all the same. */
 	f->run_mono_ns = on_ns;
 	f->irq_ns = 0;
+	f->net_ns = 0;
+	f->reclaim_ns = 0;
+	f->memcg = f->in_reclaim == RECLAIM_MEMCG;
+	f->minor_faults = 0;
+	f->major_faults = 0;
 	f->short_blocked_ns = 0;
 	f->short_runq_ns = 0;
 	f->short_count = 0;
@@ -140,30 +183,36 @@ static __always_inline void write_cycle(struct task_struct *task, struct follow 
 static __always_inline void switch_out(struct task_struct *task, struct follow *f, struct cpu_state *c, u32 cpu,
 				       bool preempt, u32 prev_state, u64 now)
 {
-	struct pt_regs *regs;
-
 	dequeue(f); /* adopted while it was being switched in: it was counted as waiting and is not */
 	f->irq_ns += c->irq_ns - f->irq_at_on_ns;
+	f->net_ns += c->net_ns - f->net_at_on_ns;
+	f->minor_faults += task->min_flt - f->minor_faults_at_on;
+	f->major_faults += task->maj_flt - f->major_faults_at_on;
+	if (f->reclaim_since_mono_ns) {
+		f->reclaim_ns += now - f->reclaim_since_mono_ns;
+		f->reclaim_since_mono_ns = 0;
+	}
 	f->off_mono_ns = now;
 	f->run_cpu = cpu;
 	f->wait_cpu = cpu;
 	f->state = preempt ? 0 : prev_state;
-	f->flags = 0;
 	f->ready_mono_ns = 0;
-	f->syscall_nr = -1;
-	if (!(task->flags & PF_KTHREAD)) {
-		regs = (struct pt_regs *)bpf_task_pt_regs(task);
-		f->syscall_nr = SYSCALL_NR(regs);
-	}
-	if (BPF_CORE_READ_BITFIELD(task, in_iowait))
-		f->flags |= CYCLE_IOWAIT;
+	read_sleep(task, f);
+	if ((f->state & (TASK_UNINTERRUPTIBLE | TASK_NOLOAD)) == TASK_UNINTERRUPTIBLE && !f->deep)
+		count_deep_sleep(f, 1);
 	if (f->state == 0) { /* preempt alone is not it: on return to user mode it is false */
 		f->flags |= CYCLE_PREEMPTED;
-		if (throttled(task))
-			f->flags |= CYCLE_THROTTLED;
+		begin_throttle(task, f);
 		f->ready_mono_ns = now;
 		enqueue(f, cpu, now);
 	}
+}
+
+/* The thread is awake again. */
+static __always_inline void leave_sleep(struct follow *f)
+{
+	if (f->deep)
+		count_deep_sleep(f, -1);
 }
 
 static __always_inline void switch_in(struct task_struct *task, struct follow *f, struct cpu_state *c, u32 cpu,
@@ -172,6 +221,12 @@ static __always_inline void switch_in(struct task_struct *task, struct follow *f
 	u64 off = f->off_mono_ns, ready = f->ready_mono_ns, since;
 
 	f->irq_at_on_ns = c->irq_ns;
+	f->net_at_on_ns = c->net_ns;
+	f->minor_faults_at_on = task->min_flt;
+	f->major_faults_at_on = task->maj_flt;
+	leave_sleep(f);
+	if (f->in_reclaim)
+		f->reclaim_since_mono_ns = now;
 	if (!off) /* adopted while it ran: its first turn begins when it was adopted */
 		return;
 	if (!ready) { /* its wake-up came before the switch-out was seen, or before it was followed */
@@ -268,8 +323,8 @@ static __always_inline int runnable(struct task_struct *task)
 		return 0;
 	now = bpf_ktime_get_ns();
 	f->ready_mono_ns = now;
-	if (throttled(task))
-		f->flags |= CYCLE_THROTTLED;
+	leave_sleep(f);
+	begin_throttle(task, f);
 	enqueue(f, task->thread_info.cpu, now);
 	return 0;
 }
@@ -324,6 +379,7 @@ int BPF_PROG(on_migrate, struct task_struct *task, int dest_cpu)
 		f->ready_mono_ns = now;
 		f->state = 0;
 		f->flags &= CYCLE_THROTTLED | CYCLE_PREEMPTED;
+		f->throttle_clocked = 0;
 	}
 	enqueue(f, dest_cpu, now);
 	return 0;

@@ -3,6 +3,10 @@
 #include "sched.bpf.c"
 #include "lifecycle.bpf.c"
 #include "irq.bpf.c"
+#include "stall.bpf.c"
+#include "block.bpf.c"
+#include "tcp.bpf.c"
+#include "incident.bpf.c"
 #include "syscall.bpf.c"
 
 char LICENSE[] SEC("license") = "GPL";

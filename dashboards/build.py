@@ -66,8 +66,8 @@ def series(metric: Metric, suffix: str = "", *matchers: str) -> str:
     return f"{metric.name}{suffix}{{{', '.join([*chosen, *matchers])}}}"
 
 
-def rate(metric: Metric, suffix: str = "", by: str = "") -> str:
-    return f"sum{f' by ({by})' if by else ''} (rate({series(metric, suffix)}[$__rate_interval]))"
+def rate(metric: Metric, suffix: str = "", by: str = "", *matchers: str) -> str:
+    return f"sum{f' by ({by})' if by else ''} (rate({series(metric, suffix, *matchers)}[$__rate_interval]))"
 
 
 def quantile(share: float, metric: Metric, by: str = "") -> str:
@@ -76,6 +76,7 @@ def quantile(share: float, metric: Metric, by: str = "") -> str:
 
 #: syscalls is off unless somebody asks for it: that it is not attached is no fault.
 DEFAULT_PROBES = 'probe!="syscalls"'
+OOM_KILLS = 'kind="oom_kill"'
 REQUESTS = rate(semconv.REQUEST_DURATION, "_count")
 
 ROWS: dict[str, tuple[Panel, ...]] = {
@@ -165,6 +166,50 @@ ROWS: dict[str, tuple[Panel, ...]] = {
                 ("one request in twenty", "95th", 0.95),
                 ("one request in a hundred", "99th", 0.99),
             )
+        ),
+    ),
+    "What do network and memory add?": (
+        Panel(
+            "How long do connections wait to be accepted?",
+            "95th percentile from the handshake to the first read; 0 where a connection was accepted in time",
+            semconv.TCP_ACCEPT_WAIT,
+            "s",
+            {"p95": quantile(0.95, semconv.TCP_ACCEPT_WAIT)},
+        ),
+        Panel(
+            "How long do upstreams take to answer?",
+            "95th percentile from a worker's last send to the first byte back; waits below 1 ms are not in it",
+            semconv.TCP_UPSTREAM_ANSWER,
+            "s",
+            {"p95": quantile(0.95, semconv.TCP_UPSTREAM_ANSWER)},
+        ),
+        Panel(
+            "How much does TCP send again?",
+            "Segments and retransmission timeouts a second, of the whole host: the agent's network namespace",
+            semconv.HOST_TCP_RETRANSMITTED,
+            "cps",
+            {
+                "segments": rate(semconv.HOST_TCP_RETRANSMITTED),
+                "SYNs": rate(semconv.HOST_TCP_SYN_RETRANSMITS),
+                "timeouts": rate(semconv.HOST_TCP_TIMEOUTS),
+            },
+        ),
+        Panel(
+            "Do listeners turn connections away?",
+            "Dropped SYNs and final ACKs a second, of the whole host; overflows: the accept queue was full",
+            semconv.HOST_TCP_LISTEN_OVERFLOWS,
+            "cps",
+            {
+                "overflows": rate(semconv.HOST_TCP_LISTEN_OVERFLOWS),
+                "drops": rate(semconv.HOST_TCP_LISTEN_DROPS),
+            },
+        ),
+        Panel(
+            "Does the kernel kill for want of memory?",
+            "Processes a minute that the out-of-memory killer chose, on the whole host",
+            semconv.INCIDENTS,
+            "cpm",
+            {"kills": f"60 * {rate(semconv.INCIDENTS, '', '', OOM_KILLS)}"},
         ),
     ),
     "Can the answers be trusted?": (

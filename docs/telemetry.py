@@ -34,15 +34,21 @@ every other span. An attribute whose value is not known is absent.
 """
 
 _BUCKETS = ", ".join(f"{bound:g}" for bound in semconv.DURATION_BUCKETS)
+_LIFETIME_BUCKETS = ", ".join(f"{bound:g}" for bound in semconv.LIFETIME_BUCKETS)
 _OPEN_LABELS = ", ".join(f"`{label}`" for label in sorted(semconv.OPEN_LABELS))
 METRICS = f"""\
 ## Metrics
 
 Prometheus text or OpenMetrics on `/metrics`. A histogram has `_bucket`, `_count` and `_sum`; its buckets end at
-{_BUCKETS} s.
+{_BUCKETS} s;
+those of `{semconv.TCP_CONNECTION_DURATION.name}` at {_LIFETIME_BUCKETS} s.
 Labels with values that workers choose ({_OPEN_LABELS}) keep {prometheus.MAX_LABEL_SETS}
 combinations a metric; what comes beyond is counted under `{semconv.OTHER}`. Exemplars (OpenMetrics only) carry
 `trace_id`.
+
+`tailspan_host_tcp_*` are the kernel's own totals for the agent's network namespace: the host's, unless the agent
+runs in another one. A total that the kernel does not keep is absent; so are a histogram of TCP before its first
+value, and the incidents where their probe is not attached.
 """
 
 

@@ -88,7 +88,7 @@ def sample_verdict(**changes: Any) -> Verdict:
         confidence=0.95,
         excess_ns=374 * MS,
         alternatives=(Alternative(Cause.FUTEX, None, 6 * MS, "6 ms of 374"),),
-        ruled_out=("cgroup quota (throttled 0 ms)",),
+        ruled_out=("throttled",),
         waterfall=tuple(
             sample_step(cause, *cut, note="stress-ng[9001]" if cause is Cause.RUN_QUEUE else "")
             for cause, cut in _CUTS_NS.items()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 from collections import defaultdict
 
 import numpy as np
@@ -9,7 +10,7 @@ import numpy as np
 from tailspan.attribute.causes import N_CAUSES
 from tailspan.timeline.evidence import TABLES, Evidence, LikeRow, Meta
 from tailspan.timeline.tables import FOREVER
-from tailspan.wire.events import CycleFlags, RunnerFlags, ThreadMode
+from tailspan.wire.events import CycleFlags, IncidentKind, RunnerFlags, SocketOp, ThreadMode
 from tailspan.wire.spans import ActivationKind, SpanKind
 from tailspan.wire.syscalls import SYSCALLS
 
@@ -160,6 +161,79 @@ class Timeline:
                 "taken_mono_ns": LOOK,
                 "run_mono_ns": self._on.get(tid, 0),
                 "mode": ThreadMode.RUNNING,
+            }
+        )
+
+    def socket(
+        self, inode: int, start: float, end: float, tid: int, op: SocketOp = SocketOp.RECEIVE, **fields: object
+    ) -> None:
+        """What a TCP socket waited for between two operations; fields that end in ``_at`` are milliseconds."""
+        for name in [name for name in fields if name.endswith("_at")]:
+            fields[f"{name.removesuffix('_at')}_mono_ns"] = round(float(str(fields.pop(name))) * MS)
+        remote = ipaddress.IPv6Address("::ffff:10.0.0.7").packed
+        self._rows["sockets"].append(
+            {
+                "socket": inode,
+                "from_mono_ns": round(start * MS),
+                "to_mono_ns": round(end * MS),
+                "tid": tid,
+                "tgid": self.tgid,
+                "op": op,
+                "remote": remote,
+                "remote_port": 8080,
+                **fields,
+            }
+        )
+
+    def block_request(
+        self, start: float, end: float, tid: int, tgid: int, comm: str, dev: int = 7, kthread: bool = False
+    ) -> None:
+        """In flight from ``start`` to ``end``."""
+        self._rows["blocks"].append(
+            {
+                "queued_mono_ns": round(start * MS),
+                "issued_mono_ns": round(start * MS),
+                "completed_mono_ns": round(end * MS),
+                "tid": tid,
+                "tgid": tgid,
+                "comm": comm.encode(),
+                "dev": dev,
+                "kthread": kthread,
+            }
+        )
+
+    def incident(self, at: float, kind: IncidentKind, actor: int, target: int, signal: int = 0) -> None:
+        self._rows["incidents"].append(
+            {
+                "mono_ns": round(at * MS),
+                "kind": kind,
+                "signal": signal,
+                "actor_tgid": actor,
+                "actor_comm": f"p{actor}".encode(),
+                "target_tgid": target,
+                "target_comm": f"p{target}".encode(),
+            }
+        )
+
+    def pause(self, start: float, end: float, tid: int, generation: int = 2) -> None:
+        self._rows["pauses"].append(
+            {
+                "start_mono_ns": round(start * MS),
+                "end_mono_ns": round(end * MS),
+                "tid": tid,
+                "tgid": self.tgid,
+                "generation": generation,
+            }
+        )
+
+    def sample(self, start: float, end: float, cpu: int, busy: float, steal: float) -> None:
+        self._rows["samples"].append(
+            {
+                "start_mono_ns": round(start * MS),
+                "end_mono_ns": round(end * MS),
+                "cpu": cpu,
+                "busy_ns": round(busy * MS),
+                "steal_ns": round(steal * MS),
             }
         )
 

@@ -73,6 +73,7 @@ class Worker:
 @dataclass(frozen=True, slots=True)
 class Follow:
     pids: tuple[int, ...] = _within((), 1, 2**22)
+    peers: int = _within(16, 0, 1024)
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,6 +22,7 @@ from tailspan import __version__, clock, log
 from tailspan.collect.bpf.source import BpfSource, Options
 from tailspan.collect.bpf.syscalls import SyscallTracing
 from tailspan.collect.host import Cgroups, boot_id, host_name
+from tailspan.collect.samples import CpuSampler, NetTotals
 from tailspan.collect.worker import WorkerServer
 from tailspan.config import Config
 from tailspan.control import ControlServer
@@ -32,8 +33,10 @@ from tailspan.export.prometheus import Metrics
 from tailspan.export.scrape import MetricsServer
 from tailspan.export.segment import IndexRow
 from tailspan.pipeline import Judged, Pipeline
+from tailspan.timeline.arrivals import began
 from tailspan.timeline.evidence import Meta, Table
 from tailspan.timeline.inbox import Received
+from tailspan.timeline.peers import Peers
 from tailspan.timeline.tables import LOSS_CLIENT, LOSS_WINDOW
 from tailspan.wire.events import RecordClass
 
@@ -61,6 +64,7 @@ class Agent:
         self._pending: list[Received] = []
         self._judged_ns = time.monotonic_ns()
         self._cgroups = Cgroups()
+        self._peers = Peers(config.follow.peers)
         self._host, self._boot = host_name(), boot_id()
         self._dropped: dict[str, int] = {}  # what the metrics have been told
         self._process = psutil.Process()
@@ -73,6 +77,10 @@ class Agent:
         with contextlib.ExitStack() as stack:
             self.source = BpfSource(_options(config))
             stack.callback(self.source.close)
+            self._cpus = CpuSampler()
+            stack.callback(self._cpus.close)
+            self._net = NetTotals()
+            stack.callback(self._net.close)
             self.syscalls = SyscallTracing(self.source, config.probes.syscalls, config.probes.syscalls_seconds)
             self._server = _worker_server(config)
             stack.callback(self._server.close)
@@ -117,6 +125,7 @@ class Agent:
         self._drain(losses=due)
         if due:
             self._judged_ns = time.monotonic_ns()
+            self.pipeline.window.samples.append(self._cpus.take(self._judged_ns))
             if open_threads is not None:
                 self.pipeline.threads.see(open_threads)
                 self.pipeline.threads.forget_missing(open_threads)
@@ -133,9 +142,9 @@ class Agent:
             self.pipeline.inbox.dropped["backlog"] += len(received) - room
         self._pending += received[:room]
 
-    def _follow(self, pids: list[int]) -> None:
+    def _follow(self, pids: list[int], only_threads: bool = False) -> None:
         try:
-            states = self.source.follow(pids)
+            states = self.source.follow(pids, only_threads)
         except ProbeError as error:
             log.once_per(60, "follow", logger, "cannot follow pids %s: %s", pids, error)
             return
@@ -149,9 +158,28 @@ class Agent:
 
     def _drain(self, losses: bool) -> None:
         batch = self.source.drain(losses)
-        self.metrics.records(len(batch.cycles), len(batch.slices))
+        tables = {
+            "cycles": batch.cycles,
+            "slices": batch.slices,
+            "sockets": batch.sockets,
+            "blocks": batch.blocks,
+            "incidents": batch.incidents,
+            "losses": batch.losses,
+        }
+        self.metrics.records(
+            {name.removesuffix("s"): len(rows) for name, rows in tables.items() if name != "losses"}
+            | {"thread": len(batch.thread_events), "syscall": len(batch.syscalls)}
+            | {"connection": len(batch.connections)}
+        )
+        self.metrics.connections(batch.connections)
+        self.metrics.socket_waits(batch.sockets)
+        if self.source.status["incidents"].attached:
+            self.metrics.incidents(batch.incidents)
         self.syscalls.keep(batch.syscalls)
-        self.pipeline.take(batch.cycles, batch.slices, batch.thread_events, batch.losses)
+        self.pipeline.take(tables, batch.thread_events)
+        peers = self._peers.new(batch.cycles)
+        if peers:
+            self._follow(peers, only_threads=True)
         for row in batch.losses:
             self.metrics.lost(LOSS_NAMES[int(row["klass"])], int(row["count"]))
 
@@ -183,7 +211,7 @@ class Agent:
         requests, strings = judged.requests, judged.strings
         kept = judged.kept.tolist()
         trace_ids = {kept[row]: verdict.request.trace_id for row, verdict in judged.verdicts.items()}
-        walls_s = ((requests["end_mono_ns"] - requests["start_mono_ns"]) / 1e9).tolist()
+        walls_s = ((requests["end_mono_ns"] - began(requests)) / 1e9).tolist()
         labels = requests[["name", "model", "version", "status"]].tolist()
         for row, (wall_s, of_request) in enumerate(zip(walls_s, labels, strict=True)):
             name, model, version, status = (strings[index] for index in of_request)
@@ -206,11 +234,13 @@ class Agent:
                 if status.probe.default and not status.attached
             },
             resources={str(tgid): resource for tgid, resource in self.pipeline.inbox.resources.items()},
+            runtime_locks={str(tgid): ranges for tgid, ranges in self.pipeline.inbox.runtime_locks.items()},
         )
 
     def _report(self) -> None:
         """Everything that is counted elsewhere goes to the metrics."""
         self.pipeline.evict(time.monotonic_ns())
+        self.metrics.host_tcp(self._net.read())
         for row in self.pipeline.take_losses():
             self.metrics.lost(LOSS_NAMES[int(row["klass"])], int(row["count"]))
         for reason, total in (self._server.dropped + self.pipeline.inbox.dropped).items():

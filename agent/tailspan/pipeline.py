@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -13,7 +14,9 @@ from tailspan.attribute.baseline import Baseline, SlowRule, is_slow
 from tailspan.attribute.judge import judge
 from tailspan.attribute.ledger import account, ledgers
 from tailspan.attribute.verdict import Verdict
+from tailspan.collect.host import device_name
 from tailspan.config import Config
+from tailspan.timeline.arrivals import BY_PORT_NS, began, find_arrivals
 from tailspan.timeline.cut import cut, narrow
 from tailspan.timeline.evidence import Evidence, Meta, Table
 from tailspan.timeline.inbox import Inbox, Received, Rows
@@ -56,11 +59,10 @@ class Pipeline:
         self._keep_all = config.store.keep == "all"
         self._losses: list[Table] = []
 
-    def take(self, cycles: Table, slices: Table, thread_events: Table, losses: Table) -> None:
-        """One drain of the kernel's rings."""
-        self.window.cycles.append(cycles)
-        self.window.slices.append(slices)
-        self.window.losses.append(losses)
+    def take(self, tables: Mapping[str, Table], thread_events: Table) -> None:
+        """One drain of the kernel's rings: rows by table of the window."""
+        for name, rows in tables.items():
+            self.window.columns[name].append(rows)
         self.threads.apply(thread_events)
 
     def judge(
@@ -69,6 +71,7 @@ class Pipeline:
         """Judge every request among the messages. ``open_threads``: taken before the last drain."""
         rows = self.inbox.rows(received)
         self.window.activations.append(rows.activations)
+        self.window.pauses.append(rows.pauses)
         if len(rows.losses):
             self.window.losses.append(rows.losses)
             self._losses.append(rows.losses)
@@ -86,6 +89,9 @@ class Pipeline:
         return np.concatenate(losses) if losses else np.empty(0, LOSS)
 
     def _judge(self, rows: Rows, open_threads: Table, meta: Meta, cgroup_path: Callable[[int], str]) -> Judged:
+        starts, ends = rows.requests["start_mono_ns"], rows.requests["end_mono_ns"]
+        sockets = self.window.sockets.cut(int(starts.min()) - BY_PORT_NS, int(ends.max()))
+        rows.requests["arrived_mono_ns"] = find_arrivals(rows.requests, sockets)
         evidence = cut(rows, self.window, self.threads, open_threads, self.strings, meta)
         table = ledgers(account(evidence), len(rows.requests))
         evidence.likes = self._baseline.likes(rows.requests, self.strings.all)
@@ -96,7 +102,11 @@ class Pipeline:
             return Judged(rows.requests, self.strings.all, table, kept, Evidence(), {})
         kept_evidence = narrow(evidence, kept)
         kept_evidence.meta = replace(
-            meta, cgroups=_cgroups(kept_evidence, cgroup_path), resources=_resources(kept_evidence, meta)
+            meta,
+            cgroups=_cgroups(kept_evidence, cgroup_path),
+            resources=_of_workers(kept_evidence, meta.resources),
+            runtime_locks=_of_workers(kept_evidence, meta.runtime_locks),
+            devices={str(dev): device_name(dev) for dev in np.unique(kept_evidence.blocks["dev"]).tolist()},
         )
         verdicts = self._verdicts(kept_evidence)
         return Judged(rows.requests, self.strings.all, table, kept, kept_evidence, verdicts)
@@ -120,7 +130,7 @@ class Pipeline:
 
 def _slowest(requests: Table, limit: int) -> npt.NDArray[np.int64]:
     """Rows of the slowest, in order of row."""
-    walls = requests["end_mono_ns"] - requests["start_mono_ns"]
+    walls = requests["end_mono_ns"] - began(requests)
     return np.sort(np.argsort(-walls, kind="stable")[:limit])
 
 
@@ -131,17 +141,26 @@ def _chunks(rows: Rows) -> Iterator[Rows]:
         inside = (rows.spans["request"] >= first) & (rows.spans["request"] < first + len(requests))
         spans = rows.spans[inside]
         spans["request"] -= first
-        yield Rows(requests, spans, rows.activations, rows.losses)
+        yield Rows(requests, spans, rows.activations, rows.losses, rows.pauses)
 
 
 def _cgroups(evidence: Evidence, path: Callable[[int], str]) -> dict[str, str]:
-    """The paths of the cgroups of everybody who held a CPU."""
+    """The paths of the cgroups of everybody who held a CPU or a disk."""
     ids = np.unique(
-        np.concatenate((evidence.slices["runner"]["cgroup_id"], evidence.cycles["runner"]["cgroup_id"]))
+        np.concatenate(
+            (
+                evidence.slices["runner"]["cgroup_id"],
+                evidence.cycles["runner"]["cgroup_id"],
+                evidence.blocks["cgroup_id"],
+            )
+        )
     )
     return {str(cgroup_id): path(cgroup_id) for cgroup_id in ids.tolist() if cgroup_id}
 
 
-def _resources(evidence: Evidence, meta: Meta) -> dict[str, dict[str, str]]:
+T = TypeVar("T")
+
+
+def _of_workers(evidence: Evidence, by_tgid: Mapping[str, T]) -> dict[str, T]:
     wanted = {str(tgid) for tgid in evidence.requests["tgid"].tolist()}
-    return {tgid: resource for tgid, resource in meta.resources.items() if tgid in wanted}
+    return {tgid: value for tgid, value in by_tgid.items() if tgid in wanted}

@@ -94,7 +94,8 @@ def start(listener: Listener) -> Iterator[Callable[..., tuple[Worker, Peer]]]:
     def start(*arguments: str) -> tuple[Worker, Peer]:
         started.append(Worker(listener.path, *arguments))
         peer, hello = listener.accept_and_greet()
-        assert hello == Hello(started[-1].process.pid, "tailspan-worker", "1", {})
+        assert hello == Hello(started[-1].process.pid, "tailspan-worker", "1", {}, hello.runtime_locks)
+        assert len(hello.runtime_locks) == 1
         return started[-1], peer
 
     yield start
@@ -140,15 +141,19 @@ def test_an_answer_carries_the_callers_trace_and_the_agent_hears_the_same(
 
 
 def test_a_connection_is_kept_for_many_requests(start: Callable[..., tuple[Worker, Peer]]) -> None:
-    worker, _ = start("--model-width", "8")
+    worker, peer = start("--model-width", "8")
     connection = worker.connect()
     connection.connect()
     sock = connection.sock
+    port = sock.getsockname()[1]
     for number in range(23):
         connection.request("POST", "/v1/infer", json.dumps([number, 0.5]))
         response = connection.getresponse()
         response.read()
         assert response.status == 200
+    # THEN the agent is told of each which connection it came on
+    heard = [peer.receive() for _ in range(2 * 23)]
+    assert [m.peer_port for m in heard if isinstance(m, Request)] == [port] * 23
     connection.request("GET", "/healthz")
     assert json.loads(connection.getresponse().read())["status"] == "ok"
     assert connection.sock is sock

@@ -1,14 +1,16 @@
-"""Our run-queue time against the kernel's own, /proc/PID/task/TID/schedstat, over a minute of load."""
+"""Our figures against the kernel's own: run-queue time (schedstat, over a minute), quota (cpu.stat)."""
 
 from __future__ import annotations
 
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from tailspan.collect.bpf.source import BpfSource
-from tests.workloads import LAST_CPU, cpu_hog, program
+from tests.kernel.conftest import Recorder
+from tests.workloads import LAST_CPU, cpu_cgroup, cpu_hog, program
 
 pytestmark = pytest.mark.kernel
 
@@ -81,3 +83,51 @@ def test_run_queue_time_is_the_kernels_own(source: BpfSource) -> None:
             assert abs(ours - kernels) <= allowed + 4_000, "\n".join(lines)
     print("\n".join(lines))
     assert len(lines) == 1 + 5
+
+
+#: One thread a CPU: cpu.stat counts each CPU's run queue once, however many threads it holds.
+BUSY = """
+import hashlib
+def busy(cpu):
+    os.sched_setaffinity(0, {cpu})
+    until = time.monotonic() + 3
+    while time.monotonic() < until: hashlib.pbkdf2_hmac("sha256", b"x", b"y", 20000)
+threads = [threading.Thread(target=busy, args=(cpu,)) for cpu in os.sched_getaffinity(0)]
+for thread in threads: thread.start()
+for thread in threads: thread.join()
+"""
+
+
+@pytest.mark.parametrize("neighbour", [False, True])
+def test_throttled_time_is_cpu_stats_even_beside_a_neighbour(
+    source: BpfSource, recorder: Recorder, neighbour: bool
+) -> None:
+    spin = "while True: pass"
+    with cpu_cgroup("throttled") as group, program(BUSY) as busy, program(spin, cpu=LAST_CPU) as hog:
+        quota = group / "cpu.cfs_quota_us"
+        if quota.exists():
+            quota.write_text("40000")
+        else:
+            (group / "cpu.max").write_text("40000 100000")
+        (group / "cgroup.procs").write_text(str(busy.pid))
+        source.follow([busy.pid])
+        if neighbour:
+            hog.go()
+        busy.go()
+        while busy.process.poll() is None:
+            recorder.drain()
+            time.sleep(0.02)
+        recorder.drain()
+        stat = dict(line.split() for line in (group / "cpu.stat").read_text().splitlines())
+
+    kernel_ms = (
+        int(stat["throttled_time"]) / 1e6 if "throttled_time" in stat else int(stat["throttled_usec"]) / 1e3
+    )
+    cycles = recorder.table("cycles")
+    cycles = cycles[cycles["tgid"] == busy.pid]
+    ours_ms = float(cycles["throttled_ns"].sum()) / 1e6
+    print(f"throttled {ours_ms:.1f} ms, cpu.stat {kernel_ms:.1f} ms ({ours_ms / kernel_ms - 1:+.2%})")
+    assert kernel_ms > 500
+    assert abs(ours_ms / kernel_ms - 1) < 0.02
+    waited = cycles["on_mono_ns"] - cycles["ready_mono_ns"]
+    assert np.all(cycles["throttled_ns"] <= waited)

@@ -11,39 +11,13 @@ from tailspan.collect.bpf.source import BpfSource
 from tailspan.wire.events import CycleFlags, SliceFlags, ThreadEventKind
 from tailspan.wire.syscalls import SYSCALLS
 from tests.conftest import eventually
+from tests.kernel.conftest import Recorder
 from tests.workloads import LAST_CPU, cpu_cgroup, cpu_hog, program
 
 pytestmark = pytest.mark.kernel
 
 MS = 1_000_000
 NANOSLEEP = SYSCALLS.index("clock_nanosleep")
-
-
-class Recorder:
-    """Drains a source and keeps everything."""
-
-    def __init__(self, source: BpfSource) -> None:
-        self._source = source
-        self._batches = [source.drain()]
-
-    def drain(self) -> None:
-        self._batches.append(self._source.drain())
-
-    def table(self, name: str) -> np.ndarray:
-        return np.concatenate([getattr(batch, name) for batch in self._batches])
-
-    def cycles(self, tid: int) -> np.ndarray:
-        rows = self.table("cycles")
-        rows = rows[rows["tid"] == tid]
-        return rows[np.argsort(rows["run_mono_ns"])]
-
-    def lost(self) -> int:
-        return int(self.table("losses")["count"].sum())
-
-
-@pytest.fixture
-def recorder(source: BpfSource) -> Recorder:
-    return Recorder(source)
 
 
 def test_23_sleeps_are_23_intervals(source: BpfSource, recorder: Recorder) -> None:
@@ -322,6 +296,7 @@ def test_short_waits_are_folded_in_without_breaking_the_sums(open_source: Callab
     for _ in range(1009):
         os.write(a[1], b"x"); os.read(b[0], 1)
     thread.join()
+    print("over", flush=True)
     sys.stdin.readline()
     """
     for short_wait_ns in (0, MS):
@@ -330,6 +305,7 @@ def test_short_waits_are_folded_in_without_breaking_the_sums(open_source: Callab
         with program(body, cpu=LAST_CPU) as worker:
             source.follow([worker.pid])
             worker.go()
+            assert worker.line() == "over"
             eventually(lambda pid=worker.pid, source=source: _sleeping_alone(source, pid), "the exchange is over")
             recorder.drain()
             states = source.threads()

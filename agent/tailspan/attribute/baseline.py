@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tailspan.attribute.causes import N_CAUSES
+from tailspan.timeline.arrivals import began
 from tailspan.timeline.evidence import LikeRow, Table
 
 #: Below this many like requests there is no norm to compare with.
@@ -75,7 +76,7 @@ class Baseline:
         slow: npt.NDArray[np.bool_],
     ) -> None:
         """Add requests with their ledgers (``[n, N_CAUSES]``) and whether each was slow."""
-        walls = requests["end_mono_ns"] - requests["start_mono_ns"]
+        walls = requests["end_mono_ns"] - began(requests)
         members: dict[_Key, list[int]] = {}
         for row, keys in enumerate(self._keys(requests, strings)):
             for key in keys:
@@ -150,6 +151,6 @@ class Baseline:
 def is_slow(requests: Table, likes: Sequence[LikeRow]) -> npt.NDArray[np.bool_]:
     """Above its like's threshold. 0 is none: without enough like requests and without an SLO nothing is slow."""
     thresholds = np.array([like.threshold_ns for like in likes], np.int64)
-    walls = requests["end_mono_ns"] - requests["start_mono_ns"]
+    walls = requests["end_mono_ns"] - began(requests)
     result: npt.NDArray[np.bool_] = (thresholds > 0) & (walls > thresholds)
     return result

@@ -6,18 +6,20 @@ made once per pair. A verdict then only walks over integers.
 
 from __future__ import annotations
 
-from collections import defaultdict
+import ipaddress
+from collections import Counter, defaultdict
+from dataclasses import replace
 
 import numpy as np
-import numpy.typing as npt
 
 from tailspan.attribute.causes import Cause
-from tailspan.attribute.intervals import Ints
-from tailspan.attribute.ledger import Account, shares
+from tailspan.attribute.intervals import Flags, Ints
+from tailspan.attribute.ledger import SHARES, Account, shares
 from tailspan.attribute.path import Hold
-from tailspan.attribute.verdict import Culprit, CulpritKind, Step
-from tailspan.timeline.evidence import Evidence
-from tailspan.wire.events import RunnerFlags
+from tailspan.attribute.verdict import Culprit, CulpritKind, Hop, Step
+from tailspan.timeline.arrivals import began
+from tailspan.timeline.evidence import Evidence, Table
+from tailspan.wire.events import CycleFlags, IncidentKind, RunnerFlags
 from tailspan.wire.spans import ActivationKind
 from tailspan.wire.syscalls import syscall_name
 
@@ -30,12 +32,23 @@ _NOBODY = 0  # -
 _RUNNER = 1  # row of States.runners, the first of those that are the same; -1: not seen
 _OCCUPANT = 2  # row of Evidence.activations; -1: not named
 _QUOTA = 3  # -
-_WAKER = 4  # tid
+_WAKER = 4  # row of States.rows, the first whose waker is the same
 _SYSCALL = 5  # number
 _SHORT = 6  # -
+_DEVICE = 7  # row of States.rows: a sleep on a file or disk
+_PEER = 8  # row of Evidence.sockets
+_STOP = 9  # row of States.rows
+_MEMORY = 10  # 1: the limit of its own cgroup, 0: the host's
+_COLLECTOR = 11  # tid
+_INTERRUPTS = 12  # 1: network softirqs mostly, 0: others
+_HYPERVISOR = 13  # -
+_UNTAKEN = 14  # 1: not accepted, 0: not read
+
+_CGROUP_FROZEN = 0x8000  # TASK_FROZEN, include/linux/sched.h
+_STOP_SIGNALS = (19, 20, 21, 22)  # SIGSTOP, SIGTSTP, SIGTTIN, SIGTTOU
 
 _Pair = tuple[int, int]
-Flags = npt.NDArray[np.bool_]
+_Shared = tuple[int, Ints]
 
 
 class Witness:
@@ -46,38 +59,42 @@ class Witness:
         self._account = account
         self._bounds = np.searchsorted(account.rows["request"], np.arange(len(evidence.requests) + 1)).tolist()
         self._what, self._which = _behind(account)
-        self._irq, self._short_blocked, self._short_runq = shares(account)
+        self._shares = shares(account)
+        self._own = account.rows["end"] - account.rows["start"] - self._shares.sum(axis=0)
+        self._behind_share = _behind_shares(account)
         segment = account.rows["segment"]
         self._tid, self._name = account.path.tid[segment], account.path.name[segment]
         hold, activation = account.path.hold[segment], account.path.activation[segment]
         self._occupant = np.where(hold == Hold.BEHIND, activation, -1)
         self._comms = {int(row["tid"]): text(row["comm"]) for row in evidence.threads}
+        self._prios = dict(zip(evidence.cycles["tid"].tolist(), evidence.cycles["prio"].tolist(), strict=True))
+        self._tgids = {int(row["tid"]): int(row["tgid"]) for row in evidence.threads}
         self._words: dict[tuple[_Pair, int], Culprit] = {}
 
     def culprits(self, index: int) -> dict[Cause, tuple[Culprit, ...]]:
         """By cause, of request ``index``. Largest first; equal ones by label, so that the order is stable."""
         rows = slice(self._bounds[index], self._bounds[index + 1])
-        account = self._account.rows[rows]
-        short = self._short_runq[rows]
-        whole = account["end"] - account["start"] - self._irq[rows] - self._short_blocked[rows] - short
-        ns: dict[int, dict[_Pair, int]] = defaultdict(lambda: defaultdict(int))
-        for cause, what, which, amount in zip(
-            account["cause"].tolist(),
-            self._what[rows].tolist(),
-            self._which[rows].tolist(),
-            whole.tolist(),
-            strict=True,
-        ):
-            ns[cause][what, which] += amount
-        if short.any():
-            ns[Cause.RUN_QUEUE][_SHORT, 0] += int(short.sum())
+        causes = self._account.rows["cause"][rows].tolist()
+        ns: dict[int, Counter[_Pair]] = defaultdict(Counter)
+        pairs = zip(self._what[rows].tolist(), self._which[rows].tolist(), strict=True)
+        for cause, pair, amount in zip(causes, pairs, self._own[rows].tolist(), strict=True):
+            ns[cause][pair] += amount
+        for part, (what, which), (_, cause) in zip(self._shares, self._behind_share, SHARES, strict=True):
+            amounts = part[rows]
+            for place in np.flatnonzero(amounts).tolist():
+                ns[cause][what, int(which[rows][place])] += int(amounts[place])
         tgid = int(self._evidence.requests["tgid"][index])
-        found = {}
-        for number, by_pair in ns.items():
-            named = [(self._culprit(pair, tgid), amount) for pair, amount in by_pair.items()]
-            named = sorted(((c, a) for c, a in named if c.label), key=lambda item: (-item[1], item[0].label))
-            found[Cause(number)] = tuple(_with_ns(c, amount) for c, amount in named[:MAX_CULPRITS])
-        return found
+        return {Cause(number): self._largest(by_pair, tgid) for number, by_pair in ns.items()}
+
+    def _largest(self, by_pair: Counter[_Pair], tgid: int) -> tuple[Culprit, ...]:
+        """Different pairs may mean the same culprit: two waits for one disk."""
+        by_culprit: Counter[Culprit] = Counter()
+        for pair, amount in by_pair.items():
+            culprit = self._culprit(pair, tgid)
+            if culprit.label:
+                by_culprit[culprit] += amount
+        ranked = sorted(by_culprit.items(), key=lambda item: (-item[1], item[0].label))
+        return tuple(replace(culprit, ns=amount) for culprit, amount in ranked[:MAX_CULPRITS])
 
     def waterfall(self, index: int) -> tuple[Step, ...]:
         """The stretches of request ``index`` in time order, neighbours that say the same merged; they tile it."""
@@ -88,13 +105,13 @@ class Witness:
                 self._name[rows].tolist(),
                 self._tid[rows].tolist(),
                 account["cause"].tolist(),
-                account["via"].tolist(),
+                account["chain"].tolist(),
                 self._occupant[rows].tolist(),
                 zip(self._what[rows].tolist(), self._which[rows].tolist(), strict=True),
                 strict=True,
             )
         )
-        begin = int(self._evidence.requests["start_mono_ns"][index])
+        begin = int(began(self._evidence.requests[index : index + 1])[0])
         starts, ends = (account["start"] - begin).tolist(), (account["end"] - begin).tolist()
         tgid = int(self._evidence.requests["tgid"][index])
         steps: list[Step] = []
@@ -109,23 +126,39 @@ class Witness:
         return tuple(steps)
 
     def _step(self, key: tuple[int, int, int, int, int, _Pair], start: int, end: int, tgid: int) -> Step:
-        name, tid, number, via, occupant, pair = key
-        cause = Cause(number)
+        name, tid, number, chain, occupant, pair = key
         notes = [self._culprit(pair, tgid).label]
         if occupant >= 0 and pair[0] != _OCCUPANT:
             notes.append(f"behind {self._culprit((_OCCUPANT, occupant), tgid).label}")
-        waited_for = f"{self._comms.get(via, '?')}[{via}]" if via and cause is not Cause.FUTEX else ""
-        if waited_for:
-            notes.append(f"of {waited_for}")
+        hops = self._chain(tid, chain, Cause(number))
+        if len(hops) > 1:
+            notes.append(f"of {hops[-1].comm}[{hops[-1].tid}]")
         return Step(
             start,
             end,
             self._evidence.strings[name] if name >= 0 else "",
             tid,
             self._comms.get(tid, ""),
-            cause,
+            Cause(number),
             ", ".join(filter(None, notes)),
-            waited_for,
+            hops,
+        )
+
+    def _chain(self, tid: int, link: int, cause: Cause) -> tuple[Hop, ...]:
+        """From the request's own thread to the one whose ``cause`` it is; empty where that is its own."""
+        if link < 0:
+            return ()
+        links = []
+        while link >= 0:
+            before, of_wait, waited_for = self._account.chain[link].tolist()
+            links.append((of_wait, waited_for))
+            link = before
+        links.reverse()
+        tids = [tid, *(waited_for for _, waited_for in links)]
+        causes = [*(Cause(of_wait) for of_wait, _ in links), cause]
+        return tuple(
+            Hop(of, self._comms.get(of, "?"), self._tgids.get(of, 0), self._prios.get(of, 0), why)
+            for of, why in zip(tids, causes, strict=True)
         )
 
     def _culprit(self, pair: _Pair, tgid: int) -> Culprit:
@@ -144,14 +177,102 @@ class Witness:
         if what == _QUOTA:
             return Culprit(CulpritKind.CGROUP, 0, "its own cgroup's quota")
         if what == _WAKER:
-            comm = self._comms.get(which, "") or self._waker_comm(which)
-            return Culprit(CulpritKind.WAKER, 0, f"{comm}[{which}]", tid=which, comm=comm)
+            return self._waker(self._account.states.rows[which], tgid)
         if what == _SYSCALL:
             name = syscall_name(which)
             return Culprit(CulpritKind.NONE, 0, f"in {name}" if name else "in no system call")
         if what == _SHORT:
             return Culprit(CulpritKind.NONE, 0, "waits too short to record")
+        if what == _DEVICE:
+            return self._device(self._account.states.rows[which])
+        if what == _PEER:
+            record = self._evidence.sockets[which]
+            address = endpoint(record["remote"], int(record["remote_port"]))
+            return Culprit(CulpritKind.PEER, 0, address, owner=address)
+        if what == _STOP:
+            return self._stop(self._account.states.rows[which], tgid)
+        if what == _MEMORY:
+            if which:
+                return Culprit(CulpritKind.CGROUP, 0, "its own cgroup's memory limit")
+            return Culprit(CulpritKind.HOST, 0, "the host's memory")
+        if what == _COLLECTOR:
+            return self._thread(which, "", tgid)
+        if what == _INTERRUPTS:
+            return Culprit(CulpritKind.SOFTIRQ, 0, "network softirqs" if which else "interrupts")
+        if what == _HYPERVISOR:
+            return Culprit(CulpritKind.HOST, 0, "the hypervisor")
+        if what == _UNTAKEN:
+            return Culprit(
+                CulpritKind.OWN, 0, "its own accept loop" if which else "its own reading thread", pid=tgid
+            )
         return Culprit(CulpritKind.NONE, 0, "")
+
+    def _waker(self, state: Table, tgid: int) -> Culprit:
+        comm = text(bytes(state["waker_comm"]))
+        waker = self._thread(int(state["waker_tid"]), comm, tgid, int(state["waker_tgid"]))
+        incidents = self._evidence.incidents
+        killed = (incidents["kind"] == IncidentKind.OOM_KILL) & (incidents["target_tgid"] == state["waker_tgid"])
+        killed &= (incidents["mono_ns"] >= state["start"]) & (incidents["mono_ns"] <= state["end"])
+        if killed.any():  # it ended the wait by dying
+            return replace(waker, label=f"{waker.label} (killed: out of memory)", owner="killed: out of memory")
+        return waker
+
+    def _thread(self, tid: int, comm: str, tgid: int, pid: int = 0) -> Culprit:
+        """A thread of the request's own process by tid, of another also by pid."""
+        comm = self._comms.get(tid, "") or comm
+        pid = self._tgids.get(tid, pid)
+        return Culprit(
+            CulpritKind.WAKER, 0, f"{comm}[{tid}]", pid=pid if pid != tgid else None, tid=tid, comm=comm
+        )
+
+    def _stop(self, state: Table, tgid: int) -> Culprit:
+        """Who sent the last stop signal before it went on; else the freezer; else who let it go on (a tracer)."""
+        incidents = self._evidence.incidents
+        sent = (incidents["kind"] == IncidentKind.SIGNAL) & np.isin(incidents["signal"], _STOP_SIGNALS)
+        of = self._tgids.get(int(state["tid"]), tgid)
+        sent &= (incidents["target_tgid"] == of) & (incidents["mono_ns"] <= state["end"])
+        if state["state"] & _CGROUP_FROZEN:
+            return Culprit(CulpritKind.CGROUP, 0, "its own cgroup was frozen")
+        if sent.any():
+            last = incidents[np.flatnonzero(sent)[np.argmax(incidents["mono_ns"][sent])]]
+            pid, comm = int(last["actor_tgid"]), text(last["actor_comm"])
+            return Culprit(CulpritKind.PROCESS, 0, f"{comm}[{pid}]", pid=pid, comm=comm)
+        return self._waker(state, tgid) if state["waker_tid"] else Culprit(CulpritKind.NONE, 0, "not seen")
+
+    def _device(self, state: Table) -> Culprit:
+        """Who kept the disk busy while the thread slept: another process if it had more in flight than the thread
+        itself and everybody who wrote on its behalf, else the disk.
+
+        In flight: the sum over requests of the time between hand-over to the device and completion in the sleep.
+        """
+        blocks = self._evidence.blocks
+        start, end = int(state["start"]), int(state["end"])
+        blocks = blocks[(blocks["completed_mono_ns"] > start) & (blocks["queued_mono_ns"] < end)]
+        if not len(blocks):
+            return Culprit(CulpritKind.NONE, 0, "no block request seen")
+        from_, to = np.maximum(blocks["queued_mono_ns"], start), np.minimum(blocks["completed_mono_ns"], end)
+        own = blocks["tid"] == state["tid"]
+        # Its own request says which disk; else the file system's, else the one that worked most meanwhile.
+        known = own if own.any() else blocks["dev"] == state["object_dev"]
+        known = known if known.any() else np.ones(len(blocks), bool)
+        dev = int(blocks["dev"][known][np.argmax((to - from_)[known])])
+        name = self._evidence.meta.devices.get(str(dev), f"{dev >> 20}:{dev & 0xFFFFF}")
+        in_flight: Counter[tuple[int, bool, str]] = Counter()
+        at: dict[tuple[int, bool, str], int] = {}
+        mine = self._tgids.get(int(state["tid"]), 0)
+        for place in np.flatnonzero(blocks["dev"] == dev).tolist():
+            row = blocks[place]
+            who = (int(row["tgid"]), bool(row["kthread"]), text(row["comm"]))
+            in_flight[who] += int(to[place] - from_[place])
+            at.setdefault(who, place)
+        processes = [(ns, who) for who, ns in in_flight.items() if not who[1]]
+        ns, who = max(processes, default=(0, (0, False, "")))
+        own_ns = sum(ns for ns, (tgid, _, _) in processes if tgid == mine)
+        if who[0] in (0, mine) or ns <= own_ns:
+            return Culprit(CulpritKind.DEVICE, 0, name, owner=name)
+        cgroup = self._evidence.meta.cgroups.get(str(int(blocks["cgroup_id"][at[who]])), "")
+        pid, _, comm = who
+        return Culprit(CulpritKind.PROCESS, 0, f"{comm}[{pid}]", pid=pid, comm=comm, cgroup=cgroup, owner=name)
 
     def _runner(self, row: int, tgid: int) -> Culprit:
         if row < 0:
@@ -179,11 +300,6 @@ class Witness:
         span_id = owner.to_bytes(8, "big").hex()
         return Culprit(CulpritKind.REQUEST, 0, f"request {span_id}", owner=span_id)
 
-    def _waker_comm(self, tid: int) -> str:
-        """Of a thread that is not followed, as it was called when it woke somebody."""
-        states = self._account.states.rows
-        return text(states["waker_comm"][np.flatnonzero(states["waker_tid"] == tid)[0]])
-
 
 def _behind(account: Account) -> tuple[Ints, Ints]:
     """(what stands behind each stretch, its number)."""
@@ -192,17 +308,49 @@ def _behind(account: Account) -> tuple[Ints, Ints]:
     seen: Flags = state >= 0
     what = np.full(len(rows), _NOBODY, np.int64)
     which = np.zeros(len(rows), np.int64)
+    untaken = np.isin(cause, (Cause.ACCEPT, Cause.UNREAD))
+    _put(what, which, untaken, _UNTAKEN, (cause == Cause.ACCEPT).astype(np.int64))
     if len(states):
-        waker, syscall = states["waker_tid"][state], states["syscall_nr"][state]
-        runner = _same_runner(account)[states["runner"][state]] if len(account.states.runners) else state * 0 - 1
-        blocked = seen & ~np.isin(cause, (Cause.ON_CPU, Cause.UNKNOWN, Cause.BATCHING, Cause.AWAIT))
-        _put(what, which, blocked, _SYSCALL, syscall)
-        _put(what, which, blocked & (cause == Cause.FUTEX) & (waker != 0), _WAKER, waker)
-        runner = np.where(states["runner"][state] >= 0, runner, -1)
-        _put(what, which, seen & (cause == Cause.RUN_QUEUE), _RUNNER, runner)
+        of = states[state]
+        no_sleep = (Cause.ON_CPU, Cause.UNKNOWN, Cause.BATCHING, Cause.AWAIT, Cause.ACCEPT, Cause.UNREAD)
+        blocked = seen & ~np.isin(cause, no_sleep)
+        _put(what, which, blocked, _SYSCALL, of["syscall_nr"])
+        # Any wait that a task ended: who that was. Below, better answers.
+        by_task = blocked & (of["waker_tid"] != 0) & ~np.isin(cause, (Cause.SOCKET, Cause.POLL, Cause.SLEEP))
+        what[by_task] = _WAKER
+        which[by_task] = _first_same(of["waker_tid"][by_task], state[by_task])
+        _put(what, which, seen & np.isin(cause, (Cause.IO, Cause.PAGE_IN)), _DEVICE, state)
+        network = np.isin(cause, (Cause.UPSTREAM, Cause.NETWORK)) & (rows["socket"] >= 0)
+        _put(what, which, network, _PEER, rows["socket"])
+        _put(what, which, seen & (cause == Cause.STOPPED), _STOP, state)
+        memcg = (of["flags"] & CycleFlags.MEMCG != 0).astype(np.int64)
+        _put(what, which, seen & (cause == Cause.RECLAIM), _MEMORY, memcg)
+        _put(what, which, seen & (cause == Cause.GC), _COLLECTOR, of["tid"])
+        runner = np.full(len(rows), -1, np.int64)
+        if len(account.states.runners):
+            runner = np.where(of["runner"] >= 0, _same_runner(account)[of["runner"]], -1)
+        _put(what, which, seen & np.isin(cause, (Cause.RUN_QUEUE, Cause.IRQ)), _RUNNER, runner)
     _put(what, which, cause == Cause.THROTTLED, _QUOTA, which * 0)
     _put(what, which, cause == Cause.QUEUED, _OCCUPANT, account.path.activation[rows["segment"]])
     return what, which
+
+
+def _behind_shares(account: Account) -> list[_Shared]:
+    """The same for each of SHARES: what stands behind it, and its number by stretch."""
+    zero = np.zeros(len(account.rows), np.int64)
+    if not len(account.states.rows):
+        return [(_NOBODY, zero) for _ in SHARES]
+    of = account.states.rows[account.rows["state"]]
+    memcg = (of["flags"] & CycleFlags.MEMCG != 0).astype(np.int64)
+    network = (2 * of["net_ns"] > of["irq_ns"]).astype(np.int64)
+    return [(_INTERRUPTS, network), (_MEMORY, memcg), (_HYPERVISOR, zero), (_NOBODY, zero), (_SHORT, zero)]
+
+
+def _first_same(values: Ints, rows: Ints) -> Ints:
+    """For each value, of those in ``rows`` the first row that has it: one number for all that are the same."""
+    _, first, inverse = np.unique(values, return_index=True, return_inverse=True)
+    same: Ints = rows[first][inverse]
+    return same
 
 
 def _put(what: Ints, which: Ints, where: Flags, kind: int, number: Ints) -> None:
@@ -220,8 +368,11 @@ def _same_runner(account: Account) -> Ints:
     return same
 
 
-def _with_ns(c: Culprit, ns: int) -> Culprit:
-    return Culprit(c.kind, ns, c.label, c.pid, c.tid, c.comm, c.cgroup, c.owner)
+def endpoint(raw: bytes, port: int) -> str:
+    """``10.0.0.7:8080`` or ``[2001:db8::7]:8080``; numpy has cut trailing zero bytes off ``raw``."""
+    address = ipaddress.IPv6Address(bytes(raw).ljust(16, b"\0"))
+    mapped = address.ipv4_mapped
+    return f"{mapped}:{port}" if mapped else f"[{address}]:{port}"
 
 
 def text(raw: bytes) -> str:

@@ -5,12 +5,14 @@ from __future__ import annotations
 from tailspan.attribute.baseline import MIN_LIKE
 from tailspan.attribute.causes import CAUSES, N_CAUSES, Cause
 from tailspan.attribute.culprits import Witness
+from tailspan.attribute.facts import facts
 from tailspan.attribute.intervals import Ints
 from tailspan.attribute.ledger import account, ledgers
 from tailspan.attribute.verdict import (
     Alternative,
     Culprit,
     CulpritKind,
+    Hop,
     Like,
     Outcome,
     Part,
@@ -19,6 +21,7 @@ from tailspan.attribute.verdict import (
     Trust,
     Verdict,
 )
+from tailspan.timeline.arrivals import began
 from tailspan.timeline.evidence import Evidence, LikeRow
 
 #: Below this coverage a verdict says ``inconclusive``.
@@ -57,6 +60,7 @@ def _verdict(evidence: Evidence, index: int, witness: Witness, ns: list[int]) ->
     outcome = _outcome(trust, excess, top, like, request.wall_ns)
     named = top if outcome in (Outcome.NAMED, Outcome.OWN_WORK) else None
     culprit = _first_culprit(named) if outcome is Outcome.NAMED else None
+    longest = _longest(steps, named)
     confidence = _confidence(trust, excess, named, culprit, like)
     return Verdict(
         request=request,
@@ -65,19 +69,27 @@ def _verdict(evidence: Evidence, index: int, witness: Witness, ns: list[int]) ->
         outcome=outcome,
         cause=named.cause if named else None,
         culprit=culprit,
-        sentence=_sentence(outcome, excess, named, culprit, like, trust, steps, request.wall_ns),
+        sentence=_sentence(outcome, excess, named, culprit, like, trust, longest, request.wall_ns),
         confidence=confidence,
         excess_ns=excess,
         alternatives=_alternatives(ranked, named),
         ruled_out=_ruled_out(evidence, ns),
         waterfall=steps,
         trust=trust,
+        chain=longest.chain if longest else (),
+        facts=facts(evidence, index, steps),
     )
+
+
+def _longest(steps: tuple[Step, ...], named: Part | None) -> Step | None:
+    """Where most of the named cause's time went in one piece."""
+    of_cause = (step for step in steps if named and step.cause is named.cause)
+    return max(of_cause, key=lambda step: step.end_ns - step.start_ns, default=None)
 
 
 def request_facts(evidence: Evidence, index: int) -> RequestFacts:
     row, strings = evidence.requests[index], evidence.strings
-    start = int(row["start_mono_ns"])
+    start = int(began(evidence.requests[index : index + 1])[0])
     return RequestFacts(
         trace_id=row["trace_id"].tobytes().hex(),
         span_id=row["span_id"].tobytes().hex(),
@@ -97,13 +109,15 @@ def request_facts(evidence: Evidence, index: int) -> RequestFacts:
         batch_size=int(row["batch_size"]),
         batch_capacity=int(row["batch_capacity"]),
         sampled=bool(row["sampled"]),
+        before_ns=int(row["start_mono_ns"]) - start,
     )
 
 
 def _trust(evidence: Evidence, index: int, unknown_ns: int, wall_ns: int, like: Like) -> Trust:
     row = evidence.requests[index]
     losses = evidence.losses
-    touching = (losses["end_mono_ns"] > row["start_mono_ns"]) & (losses["start_mono_ns"] < row["end_mono_ns"])
+    begin = began(evidence.requests[index : index + 1])[0]
+    touching = (losses["end_mono_ns"] > begin) & (losses["start_mono_ns"] < row["end_mono_ns"])
     notes = [f"probe {name} is off: {why}" for name, why in sorted(evidence.meta.missing_probes.items())]
     if like.n < MIN_LIKE:
         notes.append(f"no baseline: {like.n} like requests, {MIN_LIKE} are needed")
@@ -160,9 +174,9 @@ def _alternatives(ranked: list[Part], named: Part | None) -> tuple[Alternative, 
 
 
 def _ruled_out(evidence: Evidence, ns: list[int]) -> tuple[str, ...]:
-    """Accusing causes that could be seen and were not there."""
+    """Accusing causes that could be seen and took less than NAME_FLOOR_NS."""
     return tuple(
-        f"{info.label} ({ms(ns[cause])} ms)"
+        info.label
         for cause, info in CAUSES.items()
         if info.accuses and ns[cause] < NAME_FLOOR_NS and info.probe not in evidence.meta.missing_probes
     )
@@ -175,7 +189,7 @@ def _sentence(
     culprit: Culprit | None,
     like: Like,
     trust: Trust,
-    steps: tuple[Step, ...],
+    longest: Step | None,
     wall_ns: int,
 ) -> str:
     if outcome is Outcome.INCONCLUSIVE:
@@ -191,29 +205,66 @@ def _sentence(
     against = "above normal" if like.n >= MIN_LIKE else "in all, with no baseline to compare"
     # Other parts may be below their norm: a cause never explains more than there is to explain.
     explained = min(named.excess_ns, excess)
-    return f"{ms(excess)} ms {against}. {ms(explained)} ms of it: {_because(named, culprit, steps)}."
+    return f"{ms(excess)} ms {against}. {ms(explained)} ms of it: {_because(named, culprit, longest)}."
 
 
-def _because(named: Part, culprit: Culprit | None, steps: tuple[Step, ...]) -> str:
-    longest = max((s for s in steps if s.cause is named.cause), key=lambda s: s.end_ns - s.start_ns, default=None)
+def _because(named: Part, culprit: Culprit | None, longest: Step | None) -> str:
     thread = f"{longest.comm} thread {longest.tid}" if longest and longest.tid else "the request"
-    if longest and longest.via:
-        thread = f"{longest.via}, which {thread} waited for,"
-    if named.cause is Cause.RUN_QUEUE and culprit is None:
-        return f"{thread} was ready to run, and who had the CPU was not seen"
-    if named.cause is Cause.RUN_QUEUE and culprit is not None:
-        who = {
+    of, where = thread, ""
+    if longest and longest.chain:
+        last = longest.chain[-1]
+        of = f"{last.comm}[{last.tid}]"
+        where = f", which {thread} waited for{_through(longest.chain)},"
+    who = described(culprit) if culprit else ""
+    alone = _not_alone(named, culprit) if culprit else ""
+    said = _of_cause(named.cause, f"{of}{where}", culprit, who)
+    if named.cause in (Cause.RUN_QUEUE, Cause.IRQ) and longest and _inverted(longest.chain):
+        alone += " (priority inversion: it runs at a lower priority than who waits for it)"
+    return f"{said}{alone}" if said else f"{thread}{where}: {CAUSES[named.cause].words}"
+
+
+def _through(chain: tuple[Hop, ...]) -> str:
+    between = [f"{hop.comm}[{hop.tid}]" for hop in chain[1:-1]]
+    return f" through {', '.join(between)}" if between else ""
+
+
+def _inverted(chain: tuple[Hop, ...]) -> bool:
+    return len(chain) > 1 and 0 < chain[0].prio < chain[-1].prio
+
+
+def _of_cause(cause: Cause, thread: str, culprit: Culprit | None, who: str) -> str:
+    """What is said of a cause; "" where there is nothing better than its own words."""
+    if cause is Cause.THROTTLED:
+        return f"{thread} was out of its own cgroup's CPU quota"
+    if culprit is None:
+        return f"{thread} was ready to run, and who had the CPU was not seen" if cause is Cause.RUN_QUEUE else ""
+    if cause is Cause.RUN_QUEUE:
+        ran = {
             CulpritKind.OWN: "other threads of its own process ran there",
             CulpritKind.IDLE: "the CPU was idle (wake-up latency)",
-        }.get(culprit.kind, f"{described(culprit)} ran there")
-        return f"{thread} was ready to run while {who}{_not_alone(named, culprit)}"
-    if named.cause is Cause.THROTTLED:
-        return f"{thread} was out of its own cgroup's CPU quota"
-    if named.cause is Cause.QUEUED and culprit is not None:
-        return f"it was queued while {thread} worked for {culprit.label}{_not_alone(named, culprit)}"
-    if culprit is not None and culprit.kind is CulpritKind.WAKER:
-        return f"{thread} waited for {culprit.label}{_not_alone(named, culprit)}"
-    return f"{thread}: {CAUSES[named.cause].words}"
+        }.get(culprit.kind, f"{who} ran there")
+        return f"{thread} was ready to run while {ran}"
+    if cause in (Cause.IO, Cause.PAGE_IN):
+        waited = "read memory pages in" if cause is Cause.PAGE_IN else "waited for its file"
+        if culprit.kind is CulpritKind.DEVICE:
+            return f"{thread} {waited}, from {who} itself"
+        return f"{thread} {waited} while {who} kept the disk {culprit.owner} busy" if culprit.owner else ""
+    if cause is Cause.STOPPED:
+        return f"{thread} was stopped by {who}"
+    if cause is Cause.QUEUED:
+        return f"it was queued while {thread} worked for {culprit.label}"
+    words = {
+        Cause.IRQ: "{who} ran on the CPU of {thread}",
+        Cause.UPSTREAM: "{thread} waited for the answer of {who}",
+        Cause.NETWORK: "bytes between {thread} and {who} were lost, or the link was slow",
+        Cause.RECLAIM: "{thread} had to free memory first: {who}",
+        Cause.GC: "{who} collected garbage",
+        Cause.GIL: "{thread} waited for Python's interpreter lock, which {who} had",
+        Cause.STEAL: "{who} ran something else on the CPU of {thread}",
+        Cause.ACCEPT: "it was connected, and {who} had not accepted it",
+        Cause.UNREAD: "its bytes had arrived, and {who} had not read them",
+    }.get(cause, "{thread} waited for {who}" if culprit.kind is CulpritKind.WAKER else "")
+    return words.format(thread=thread, who=who)
 
 
 def _not_alone(named: Part, culprit: Culprit) -> str:
@@ -226,11 +277,11 @@ def _not_alone(named: Part, culprit: Culprit) -> str:
 
 
 def described(culprit: Culprit) -> str:
-    """``stress-ng (pid 9001, /batch.slice)``."""
-    if culprit.pid is None:
+    """``stress-ng (pid 9001, /batch.slice)``; ``batcher[8121]`` for a thread of the request's own process."""
+    if culprit.pid is None or culprit.kind is CulpritKind.OWN:
         return culprit.label
-    where = f", {culprit.cgroup}" if culprit.cgroup else ""
-    return f"{culprit.comm} (pid {culprit.pid}{where})"
+    more = [culprit.cgroup, culprit.owner if culprit.kind is CulpritKind.WAKER else ""]
+    return f"{culprit.comm} ({', '.join(filter(None, (f'pid {culprit.pid}', *more)))})"
 
 
 def ms(ns: int) -> str:

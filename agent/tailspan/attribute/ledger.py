@@ -9,20 +9,53 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
 from tailspan.attribute.causes import N_CAUSES, Cause
-from tailspan.attribute.intervals import Ints, disjoint, tile
+from tailspan.attribute.intervals import Flags, Ints, disjoint, tile
 from tailspan.attribute.path import Hold, Path, critical_path
+from tailspan.attribute.sleeps import socket_pieces
 from tailspan.attribute.states import States, thread_states
 from tailspan.timeline.evidence import Evidence, Table
 from tailspan.timeline.tables import join
-
-Flags = npt.NDArray[np.bool_]
+from tailspan.wire.spans import ActivationKind
 
 #: How many wake-ups a wait is followed back.
 MAX_HOPS = 8
 
+#: Waits for another thread, which that thread's wake-up ends.
+_FOR_A_THREAD = (Cause.FUTEX, Cause.GIL, Cause.PIPE, Cause.UNIX, Cause.KERNEL_LOCK, Cause.PROCESS)
+#: What can hold up a thread that somebody waits for: then that is the better answer. What it does of its own
+#: accord (computing, sleeping, waiting for its next piece of work) leaves the wait a wait for that thread.
+_HINDERED = (
+    *_FOR_A_THREAD,
+    *(
+        Cause.RUN_QUEUE,
+        Cause.THROTTLED,
+        Cause.IRQ,
+        Cause.STOPPED,
+        Cause.IO,
+        Cause.PAGE_IN,
+        Cause.RECLAIM,
+        Cause.GC,
+    ),
+    *(Cause.UPSTREAM, Cause.NETWORK),
+)
+#: The same for who has the interpreter's lock, which is given back before any system call that may sleep.
+_HINDERED_WITH_GIL = (
+    *(Cause.GIL, Cause.KERNEL_LOCK, Cause.RUN_QUEUE, Cause.THROTTLED, Cause.IRQ, Cause.STOPPED),
+    *(Cause.PAGE_IN, Cause.RECLAIM, Cause.GC),
+)
+#: What holds up a thread that has not taken a request up: it is not its work, nor its sleep until there is some.
+_HELD_UP = (Cause.RUN_QUEUE, Cause.THROTTLED, Cause.IRQ, Cause.STOPPED, Cause.UNKNOWN)
+
+#: Counted per turn and spread over its time on the CPU: column of States.rows -> cause.
+SHARES = (
+    ("irq_ns", Cause.IRQ),
+    ("reclaim_ns", Cause.RECLAIM),
+    ("steal_ns", Cause.STEAL),
+    ("short_blocked_ns", Cause.OTHER),
+    ("short_runq_ns", Cause.RUN_QUEUE),
+)
 
 #: One stretch of one request's critical path.
 _ROW = np.dtype(
@@ -33,10 +66,15 @@ _ROW = np.dtype(
         ("segment", "<i8"),  # row of Account.path
         ("state", "<i8"),  # row of Account.states.rows that decided the cause; -1: the thread was not seen
         ("cause", "<i8"),
-        ("via", "<i8"),  # tid of the thread whose wake-up the stretch was followed to; 0: the segment's own
+        ("chain", "<i8"),  # row of Account.chain: the thread that the wait was followed to; -1: the segment's own
+        ("socket", "<i8"),  # row of Evidence.sockets that says what it waited for; -1: none
         ("settled", "<i8"),  # 1: a wait that is not to be followed further
     ]
 )
+
+
+#: One step of a chain of waits: a thread waited (``cause``) for ``tid``.
+_LINK = np.dtype([("before", "<i8"), ("cause", "<i8"), ("tid", "<i8")])  # before: the link it follows on; -1: none
 
 
 @dataclass(slots=True)
@@ -44,10 +82,7 @@ class Account:
     rows: Table  #: sorted by (request, start)
     path: Path
     states: States
-
-    def of_request(self, index: int) -> Account:
-        first, past = np.searchsorted(self.rows["request"], (index, index + 1))
-        return Account(self.rows[first:past], self.path, self.states)
+    chain: Table  #: links, each behind those it follows on
 
 
 def account(evidence: Evidence) -> Account:
@@ -58,17 +93,22 @@ def account(evidence: Evidence) -> Account:
     )
     rows = np.zeros(len(tiles.parent), _ROW)
     rows["request"], rows["segment"], rows["state"] = path.request[tiles.parent], tiles.parent, tiles.cover
-    rows["start"], rows["end"] = tiles.start, tiles.end
+    rows["start"], rows["end"], rows["chain"], rows["socket"] = tiles.start, tiles.end, -1, -1
     rows["cause"] = _causes(path.hold[tiles.parent], tiles.cover, states)
-    done = []
+    rows = _split_awaits(rows, evidence)
+    done, links = [], np.empty(0, _LINK)
     for _ in range(MAX_HOPS):
         followed = _followable(rows, states)
         if not followed.any():
             break
         done.append(rows[~followed])
-        rows = _follow_wakers(rows[followed], states)
-    rows = _short_of_pool_threads(join([*done, rows], _ROW), evidence, path, states)
-    return Account(rows[np.lexsort((rows["start"], rows["request"]))], path, states)
+        rows, added = _follow_wakers(rows[followed], states, len(links))
+        links = join((links, added), _LINK)
+    rows, links = _short_of_pool_threads(join([*done, rows], _ROW), links, evidence, path, states)
+    if len(states.rows):
+        of_state = np.where(rows["state"] >= 0, states.rows["socket"][rows["state"]], -1)
+        rows["socket"] = np.where(rows["socket"] >= 0, rows["socket"], of_state)
+    return Account(rows[np.lexsort((rows["start"], rows["request"]))], path, states, links)
 
 
 def _causes(hold: Ints, state: Ints, states: States) -> Ints:
@@ -81,17 +121,59 @@ def _causes(hold: Ints, state: Ints, states: States) -> Ints:
     # Behind other work: that work's CPU time is queueing; what held the thread up holds the request up.
     cause[(hold == Hold.BEHIND) & (of_thread == Cause.ON_CPU)] = Cause.QUEUED
     # The thread was free: a sleep is it waiting for work, but a run-queue wait is a run-queue wait.
-    idle = (hold == Hold.QUEUED) | (hold == Hold.AWAIT)
-    unhindered = ~np.isin(of_thread, (Cause.RUN_QUEUE, Cause.THROTTLED, Cause.IRQ, Cause.UNKNOWN))
-    cause[idle & unhindered & (hold == Hold.QUEUED)] = Cause.BATCHING
-    cause[idle & unhindered & (hold == Hold.AWAIT)] = Cause.AWAIT
+    unhindered = ~np.isin(of_thread, _HELD_UP)
+    cause[unhindered & (hold == Hold.QUEUED)] = Cause.BATCHING
+    cause[unhindered & (hold == Hold.AWAIT)] = Cause.AWAIT
+    # Before its thread was born, or took it up, a request's bytes lay there: that much is known.
+    cause[(unhindered | (of_thread == Cause.UNKNOWN)) & (hold == Hold.UNREAD)] = Cause.UNREAD
+    cause[hold == Hold.ACCEPT] = Cause.ACCEPT
     cause[hold == Hold.NOWHERE] = Cause.QUEUED
     return cause
 
 
+def _split_awaits(rows: Table, evidence: Evidence) -> Table:
+    """A request that is suspended on the event loop waits for the answers to what its own steps have sent."""
+    awaits = rows["cause"] == Cause.AWAIT
+    inode, start, end, cause, of = socket_pieces(evidence.sockets)
+    if not awaits.any() or not len(inode):
+        return rows
+    steps = evidence.activations[evidence.activations["kind"] == ActivationKind.STEP]
+    steps = steps[np.lexsort((steps["start_mono_ns"], steps["tid"]))]
+    sent, by = evidence.sockets["from_mono_ns"][of], evidence.sockets["tid"][of]
+    _, key = np.unique(np.concatenate((steps["tid"], by)).astype(np.int64), return_inverse=True)
+    of_steps, of_sockets = key[: len(steps)].astype(np.int64), key[len(steps) :].astype(np.int64)
+    cover = disjoint(of_steps, steps["start_mono_ns"], steps["end_mono_ns"])
+    within = tile(of_sockets, sent, sent + 1, of_steps, *cover)
+    within_step = within.cover >= 0
+    piece, owner = within.parent[within_step], steps["owner"][within.cover[within_step]]
+    # Whose step it was: a request by its span id.
+    span_id = np.frombuffer(evidence.requests["span_id"].tobytes(), ">u8").astype(np.uint64)
+    order = np.argsort(span_id)
+    at = order[np.minimum(np.searchsorted(span_id[order], owner), len(order) - 1)]
+    mine = span_id[at] == owner
+    piece, request = piece[mine], at[mine]
+    order = np.lexsort((start[piece], request))
+    piece, request = piece[order], request[order].astype(np.int64)
+    waiting = rows[awaits]
+    tiles = tile(
+        waiting["request"],
+        waiting["start"],
+        waiting["end"],
+        request,
+        *disjoint(request, start[piece], end[piece]),
+    )
+    split = waiting[tiles.parent]
+    split["start"], split["end"] = tiles.start, tiles.end
+    answered = tiles.cover >= 0
+    if answered.any():
+        split["cause"] = np.where(answered, cause[piece][tiles.cover], Cause.AWAIT)
+        split["socket"] = np.where(answered, of[piece][tiles.cover], -1)
+    return join((rows[~awaits], split), _ROW)
+
+
 def _followable(rows: Table, states: States) -> Flags:
     """Waits on another thread whose waker we saw: its own story is the better answer."""
-    waits: Flags = (rows["cause"] == Cause.FUTEX) & (rows["state"] >= 0) & (rows["settled"] == 0)
+    waits: Flags = np.isin(rows["cause"], _FOR_A_THREAD) & (rows["state"] >= 0) & (rows["settled"] == 0)
     if not waits.any():
         return waits
     waker: Ints = states.rows["waker_tid"][rows["state"]]
@@ -100,25 +182,34 @@ def _followable(rows: Table, states: States) -> Flags:
     return followed
 
 
-def _follow_wakers(waits: Table, states: States) -> Table:
-    """Replace each wait by what its waker did meanwhile. The waker's CPU time stays a wait: for that thread."""
+def _follow_wakers(waits: Table, states: States, links: int) -> tuple[Table, Table]:
+    """Replace each wait by what its waker was held up by meanwhile, and the links that say so.
+
+    ``links``: how many there are already.
+    """
     waker = states.rows["waker_tid"][waits["state"]]
     tiles = tile(
         states.key_of(waker), waits["start"], waits["end"], states.key, states.rows["start"], states.rows["end"]
     )
+    link = np.zeros(len(waits), _LINK)
+    link["before"], link["cause"], link["tid"] = waits["chain"], waits["cause"], waker
+    added, which = np.unique(link, return_inverse=True)
     rows = waits[tiles.parent]
     rows["start"], rows["end"] = tiles.start, tiles.end
-    rows["via"] = waker[tiles.parent]
     of_waker = np.where(tiles.cover >= 0, states.rows["cause"][tiles.cover], Cause.UNKNOWN)
-    # The waker worked, or was not seen: the evidence is the wait itself, whose waker we know.
-    keeps_waiting = (of_waker == Cause.ON_CPU) | (of_waker == Cause.UNKNOWN)
-    rows["settled"] = keeps_waiting
-    rows["state"] = np.where(keeps_waiting, rows["state"], tiles.cover)
-    rows["cause"] = np.where(keeps_waiting, Cause.FUTEX, of_waker)
-    return rows
+    with_gil = rows["cause"] == Cause.GIL
+    held_up = np.isin(of_waker, np.array(_HINDERED)) & ~with_gil
+    held_up |= np.isin(of_waker, np.array(_HINDERED_WITH_GIL)) & with_gil
+    rows["settled"] = ~held_up
+    rows["chain"] = np.where(held_up, links + which[tiles.parent], rows["chain"])
+    rows["state"] = np.where(held_up, tiles.cover, rows["state"])
+    rows["cause"] = np.where(held_up, of_waker, rows["cause"])
+    return rows, added
 
 
-def _short_of_pool_threads(rows: Table, evidence: Evidence, path: Path, states: States) -> Table:
+def _short_of_pool_threads(
+    rows: Table, links: Table, evidence: Evidence, path: Path, states: States
+) -> tuple[Table, Table]:
     """While a native pool thread that the request's thread has woken waits for a CPU, so does the request.
 
     Its own thread may well be on a CPU: it spins at the join, or does the pool thread's share (ONNX Runtime does
@@ -127,9 +218,8 @@ def _short_of_pool_threads(rows: Table, evidence: Evidence, path: Path, states: 
     """
     state = states.rows
     native = evidence.threads["tid"][evidence.threads["named"] == 0]
-    asleep = (state["cause"] != Cause.ON_CPU) & (state["cause"] != Cause.RUN_QUEUE)
-    asleep &= state["cause"] != Cause.THROTTLED
-    other_sleeps = state["tid"][asleep & (state["cause"] != Cause.FUTEX)]
+    asleep = ~np.isin(state["cause"], (Cause.ON_CPU, Cause.RUN_QUEUE, Cause.THROTTLED, Cause.IRQ, Cause.STOPPED))
+    other_sleeps = state["tid"][asleep & ~np.isin(state["cause"], (Cause.FUTEX, Cause.PAGE_IN, Cause.RECLAIM))]
     pool = np.isin(state["tid"], native) & ~np.isin(state["tid"], other_sleeps)
     # The sleep before a state, in the same thread: who ended it is whom the thread works for.
     before = np.maximum.accumulate(np.where(asleep, np.arange(len(state)), -1)) if len(state) else asleep
@@ -149,41 +239,49 @@ def _short_of_pool_threads(rows: Table, evidence: Evidence, path: Path, states: 
     split["start"], split["end"] = tiles.start, tiles.end
     short = np.flatnonzero(tiles.cover >= 0)
     by = starved[tiles.cover[short]]
-    split["state"][short], split["cause"][short], split["via"][short] = by, state["cause"][by], state["tid"][by]
-    return join((rows[~worked], split), _ROW)
+    link = np.zeros(len(short), _LINK)
+    link["before"], link["cause"], link["tid"] = -1, Cause.FUTEX, state["tid"][by]
+    added, which = np.unique(link, return_inverse=True)
+    split["state"][short], split["cause"][short], split["chain"][short] = (
+        by,
+        state["cause"][by],
+        len(links) + which,
+    )
+    return join((rows[~worked], split), _ROW), join((links, added), _LINK)
 
 
-def shares(account: Account) -> tuple[Ints, Ints, Ints]:
-    """(interrupts, short blocks, short run-queue waits) inside each on-cpu or queued stretch, in ns.
+def shares(account: Account) -> Ints:
+    """``[len(SHARES), rows]`` ns: what of each on-cpu, queued or collecting stretch was not its own work.
 
     The kernel counts them per turn; a stretch that is part of a turn gets its share by length, rounded down.
     """
     rows = account.rows
     left: Ints = rows["end"] - rows["start"]
+    parts = np.zeros((len(SHARES), len(rows)), np.int64)
     if not len(account.states.rows):
-        nothing = np.zeros(len(rows), np.int64)
-        return nothing, nothing, nothing
-    state = account.states.rows[rows["state"]]
-    worked = (rows["state"] >= 0) & (state["cause"] == Cause.ON_CPU)
-    worked &= (rows["cause"] == Cause.ON_CPU) | (rows["cause"] == Cause.QUEUED)
-    share = np.where(worked, left / np.maximum(state["length_ns"], 1), 0.0)
-    found = []
-    for name in ("irq_ns", "short_blocked_ns", "short_runq_ns"):
-        part = np.minimum((state[name] * share).astype(np.int64), left)
-        left = left - part
-        found.append(part)
-    return found[0], found[1], found[2]
+        return parts
+    states = account.states.rows
+    worked = (rows["state"] >= 0) & np.isin(rows["cause"], (Cause.ON_CPU, Cause.QUEUED, Cause.GC))
+    worked &= np.isin(states["cause"], (Cause.ON_CPU, Cause.GC))[rows["state"]]
+    at = np.flatnonzero(worked)
+    state, left = rows["state"][at], left[at]
+    share = left / np.maximum(states["length_ns"][state], 1)
+    for part, (name, _) in zip(parts, SHARES, strict=True):
+        of_state = states[name]
+        if not of_state.any():
+            continue
+        part[at] = np.minimum((of_state[state] * share).astype(np.int64), left)
+        left = left - part[at]
+    return parts
 
 
 def ledgers(account: Account, requests: int) -> Ints:
     """``[requests, N_CAUSES]`` ns; each row sums to the request's wall time."""
-    irq, short_blocked, short_runq = shares(account)
+    parts = shares(account)
     rows = account.rows
     table = np.zeros(requests * N_CAUSES, np.int64)
     base = rows["request"] * N_CAUSES
-    whole = rows["end"] - rows["start"] - irq - short_blocked - short_runq
-    np.add.at(table, base + rows["cause"], whole)
-    np.add.at(table, base + Cause.IRQ, irq)
-    np.add.at(table, base + Cause.OTHER, short_blocked)
-    np.add.at(table, base + Cause.RUN_QUEUE, short_runq)
+    np.add.at(table, base + rows["cause"], rows["end"] - rows["start"] - parts.sum(axis=0))
+    for part, (_, cause) in zip(parts, SHARES, strict=True):
+        np.add.at(table, base + cause, part)
     return table.reshape(requests, N_CAUSES)

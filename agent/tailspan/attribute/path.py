@@ -13,7 +13,9 @@ from enum import IntEnum
 import numpy as np
 
 from tailspan.attribute.intervals import Ints, disjoint, tile
+from tailspan.timeline.arrivals import began, messages
 from tailspan.timeline.evidence import Evidence, Table
+from tailspan.wire.events import SocketFlags
 from tailspan.wire.spans import ActivationKind, SpanKind
 
 
@@ -25,6 +27,12 @@ class Hold(IntEnum):
     QUEUED = 2  #: the thread works for nobody we know, and has not taken the request up yet
     AWAIT = 3  #: the request is suspended, and the event loop works for nobody we know
     NOWHERE = 4  #: queued for a thread that the worker did not name
+    UNREAD = 5  #: its bytes have arrived, and the thread that will read them has not
+    ACCEPT = 6  #: ... and nobody has accepted the connection yet
+
+
+#: Kinds of elements that are no spans of the worker's: behind those of wire.spans.SpanKind.
+_UNREAD, _ACCEPT = 100, 101
 
 
 @dataclass(slots=True)
@@ -46,15 +54,15 @@ def critical_path(evidence: Evidence) -> Path:
     kind = spans["kind"][winner].astype(np.int64)
     tid = spans["tid"][winner].astype(np.int64)
     name = spans["name"][winner].astype(np.int64)
-    waits = np.flatnonzero(kind != SpanKind.SYNC)
-    hold = np.full(len(kind), Hold.ON, np.int64)
+    depends = np.isin(kind, (SpanKind.QUEUED, SpanKind.AWAIT, _UNREAD))
+    waits, on = np.flatnonzero(depends), np.flatnonzero(~depends)
+    hold = np.where(kind == _ACCEPT, Hold.ACCEPT, Hold.ON).astype(np.int64)
     activation = np.full(len(kind), -1, np.int64)
     if not len(waits):
         return Path(request, start, end, tid, hold, name, activation)
 
     parts = _behind(evidence, request[waits], start[waits], end[waits], tid[waits], kind[waits])
     origin = waits[parts.parent]
-    on = np.flatnonzero(kind == SpanKind.SYNC)
     merged = Path(
         np.concatenate((request[on], request[origin])),
         np.concatenate((start[on], parts.start)),
@@ -69,7 +77,7 @@ def critical_path(evidence: Evidence) -> Path:
 
 
 def _elements(evidence: Evidence) -> Table:
-    """Every request as a span of its own (``name`` -1), then its spans, cut to the request."""
+    """Every request as a span of its own (``name`` -1), what lies before its start, then its spans, cut to it."""
     requests, spans = evidence.requests, evidence.spans
     dtype = np.dtype(
         [
@@ -82,7 +90,7 @@ def _elements(evidence: Evidence) -> Table:
         ]
     )
     roots = np.zeros(len(requests), dtype)
-    roots["start"], roots["end"] = requests["start_mono_ns"], requests["end_mono_ns"]
+    roots["start"], roots["end"] = began(requests), requests["end_mono_ns"]
     roots["request"] = np.arange(len(requests))
     roots["tid"], roots["name"] = requests["tid"], -1
     roots["kind"] = np.where(requests["asynchronous"] != 0, SpanKind.AWAIT, SpanKind.SYNC)
@@ -93,7 +101,26 @@ def _elements(evidence: Evidence) -> Table:
     inner["end"] = np.clip(spans["end_mono_ns"], low, high)
     inner["request"], inner["tid"] = of, spans["tid"]
     inner["kind"], inner["name"] = spans["kind"], spans["name"]
-    return np.concatenate((roots, inner[inner["end"] > inner["start"]]))
+    return np.concatenate((roots, _arrivals(evidence, dtype), inner[inner["end"] > inner["start"]]))
+
+
+def _arrivals(evidence: Evidence, dtype: np.dtype[np.void]) -> Table:
+    """From the arrival of a request's first byte until a thread had read it."""
+    requests, sockets = evidence.requests, messages(evidence.sockets)
+    came = np.flatnonzero(requests["arrived_mono_ns"] > 0)
+    if not len(came) or not len(sockets):
+        return np.zeros(0, dtype)
+    sockets = sockets[np.argsort(sockets["arrived_mono_ns"], kind="stable")]
+    at = np.searchsorted(sockets["arrived_mono_ns"], requests["arrived_mono_ns"][came])
+    at = np.minimum(at, len(sockets) - 1)
+    same = sockets["arrived_mono_ns"][at] == requests["arrived_mono_ns"][came]
+    came, read = came[same], sockets[at[same]]
+    elements = np.zeros(len(came), dtype)
+    elements["start"] = read["arrived_mono_ns"]
+    elements["end"] = np.minimum(read["to_mono_ns"], requests["start_mono_ns"][came])
+    elements["request"], elements["tid"], elements["name"] = came, read["tid"], -1
+    elements["kind"] = np.where(read["flags"] & SocketFlags.UNACCEPTED != 0, _ACCEPT, _UNREAD)
+    return elements[elements["end"] > elements["start"]]
 
 
 def _innermost(spans: Table) -> tuple[Ints, Ints, Ints, Ints]:
@@ -135,7 +162,7 @@ class _Parts:
 
 
 def _behind(evidence: Evidence, request: Ints, start: Ints, end: Ints, tid: Ints, kind: Ints) -> _Parts:
-    """Split queued and suspended segments by what the thread they depend on worked for meanwhile."""
+    """Split queued, unread and suspended segments by what the thread they depend on worked for meanwhile."""
     order = np.lexsort((evidence.activations["start_mono_ns"], evidence.activations["tid"]))
     activations = evidence.activations[order]
     _, key = np.unique(np.concatenate((activations["tid"].astype(np.int64), tid)), return_inverse=True)
@@ -145,7 +172,8 @@ def _behind(evidence: Evidence, request: Ints, start: Ints, end: Ints, tid: Ints
     )
     cover = disjoint(cover_key, activations["start_mono_ns"], activations["end_mono_ns"])
     tiles = tile(segment_key, start, end, cover_key, *cover)
-    idle = np.where(kind[tiles.parent] == SpanKind.QUEUED, Hold.QUEUED, Hold.AWAIT)
+    kind = kind[tiles.parent]
+    idle = np.where(kind == SpanKind.QUEUED, Hold.QUEUED, np.where(kind == _UNREAD, Hold.UNREAD, Hold.AWAIT))
     idle = np.where(tid[tiles.parent] == 0, Hold.NOWHERE, idle)
     if not len(activations):
         return _Parts(tiles.parent, tiles.start, tiles.end, idle, tiles.cover)

@@ -11,12 +11,13 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from tailspan.attribute import sleeps
 from tailspan.attribute.causes import Cause
 from tailspan.attribute.intervals import Ints, disjoint, tile
+from tailspan.timeline.arrivals import began
 from tailspan.timeline.evidence import Evidence, Table
 from tailspan.timeline.tables import FOREVER, join
-from tailspan.wire.events import RUNNER, CycleFlags
-from tailspan.wire.syscalls import SYSCALLS
+from tailspan.wire.events import RUNNER, CycleFlags, RunnerFlags
 
 _ROW = np.dtype(
     [
@@ -27,18 +28,33 @@ _ROW = np.dtype(
         ("runner", "<i8"),  # row of States.runners; -1: nobody known
         ("waker_tid", "<i8"),  # who ended a blocked state; 0: unknown, or an interrupt did
         ("waker_comm", "S16"),
+        ("waker_tgid", "<i4"),
         ("syscall_nr", "<i4"),
-        ("pad", "<i4"),
+        ("state", "<u4"),  # prev_state of a blocked state
+        ("flags", "<u4"),  # of the cycle: what it may have been blocked on
+        ("prio", "<u4"),  # 0 where it is not known
+        ("cpu", "<i4"),
+        ("object", "<i8"),  # what it slept on; its kind decided the cause
+        ("object_dev", "<u4"),
+        ("generation", "<i4"),  # of a garbage collection
+        ("socket", "<i8"),  # row of Evidence.sockets that says what the connection waited for; -1: none
         ("length_ns", "<i8"),  # of an on-cpu state before it was cut to the window
-        ("irq_ns", "<i8"),  # spread evenly over that length, as are the next two
+        ("irq_ns", "<i8"),  # spread evenly over that length, as are the next ones
+        ("net_ns", "<i8"),  # of irq_ns
+        ("reclaim_ns", "<i8"),
+        ("steal_ns", "<i8"),
         ("short_blocked_ns", "<i8"),
         ("short_runq_ns", "<i8"),
     ]
 )
+_COUNTED = ("irq_ns", "net_ns", "reclaim_ns", "short_blocked_ns", "short_runq_ns")
+_OFF_CPU_WAITS = (Cause.RUN_QUEUE, Cause.THROTTLED)
 
 
 #: CPU time in which a thread that timed out looks again and goes back to sleep.
 RECHECK_NS = 100_000
+#: Futex words nearer to each other belong to one lock: glibc's condition variable has 48 bytes and several words.
+ONE_LOCK_BYTES = 64
 
 
 @dataclass(slots=True)
@@ -64,11 +80,14 @@ class States:
 def thread_states(evidence: Evidence) -> States:
     cycles = evidence.cycles
     runners, waits = _waits(cycles, evidence.slices)
-    parts = [_running(cycles), _blocked(cycles), waits, _tails(evidence)]
+    blocked = join((_blocked(cycles, evidence), _blocked_still(evidence)), _ROW)
+    parts = [_running(cycles), sleeps.split_by_socket(blocked, evidence.sockets), waits, _tails(evidence)]
     rows = join(parts, _ROW)
     rows["length_ns"] = rows["end"] - rows["start"]
+    _steal(rows, evidence.samples)
+    rows = _split_by_pause(rows, evidence.pauses)
     if len(evidence.requests):
-        from_, to = evidence.requests["start_mono_ns"].min(), evidence.requests["end_mono_ns"].max()
+        from_, to = began(evidence.requests).min(), evidence.requests["end_mono_ns"].max()
         np.clip(rows["start"], from_, to, out=rows["start"])
         np.clip(rows["end"], from_, to, out=rows["end"])
     # These rows are wide and many: gather them once. Each part is in order already, which a stable sort of one
@@ -91,19 +110,20 @@ def _join_timed_waits(rows: Table) -> None:
     Python waits for its interpreter lock like that, 5 ms at a time. Waits in a row: on futexes, with hardly any
     CPU time in between (the thread may well have to queue for a CPU to look and go to sleep again).
     """
-    asleep = np.flatnonzero(~np.isin(rows["cause"], (Cause.ON_CPU, Cause.RUN_QUEUE, Cause.THROTTLED)))
+    awake = (Cause.ON_CPU, Cause.GC, Cause.IRQ, *_OFF_CPU_WAITS)
+    asleep = np.flatnonzero(~np.isin(rows["cause"], awake))
     if not len(asleep):
         return
     waits = rows[asleep]
     worked = np.cumsum(np.where(rows["cause"] == Cause.ON_CPU, rows["end"] - rows["start"], 0))[asleep]
-    futex = waits["cause"] == Cause.FUTEX
-    goes_on = futex[:-1] & futex[1:] & (waits["waker_tid"][:-1] == 0) & (waits["tid"][:-1] == waits["tid"][1:])
-    goes_on &= np.diff(worked) < RECHECK_NS
+    futex = np.isin(waits["cause"], (Cause.FUTEX, Cause.GIL))
+    goes_on = futex[:-1] & (waits["waker_tid"][:-1] == 0) & (waits["tid"][:-1] == waits["tid"][1:])
+    goes_on &= (np.diff(worked) < RECHECK_NS) & (np.abs(np.diff(waits["object"])) < ONE_LOCK_BYTES)
     # The last wait of each run: where it does not go on, and back from there.
     ends = np.flatnonzero(np.append(~goes_on, True))
     last = ends[np.searchsorted(ends, np.arange(len(waits)))]
     timed_out = futex & (waits["waker_tid"] == 0)
-    for field in ("waker_tid", "waker_comm"):
+    for field in ("waker_tid", "waker_tgid", "waker_comm"):
         rows[field][asleep] = np.where(timed_out, waits[field][last], waits[field])
 
 
@@ -119,7 +139,9 @@ def _in_order(tid: Ints, start: Ints) -> Ints:
 def _rows(count: int) -> Table:
     rows = np.zeros(count, _ROW)
     rows["runner"] = -1
+    rows["socket"] = -1
     rows["syscall_nr"] = -1
+    rows["cpu"] = -1
     return rows
 
 
@@ -127,29 +149,63 @@ def _running(cycles: Table) -> Table:
     rows = _rows(len(cycles))
     rows["start"], rows["end"] = cycles["run_mono_ns"], cycles["off_mono_ns"]
     rows["tid"], rows["cause"] = cycles["tid"], Cause.ON_CPU
-    for name in ("irq_ns", "short_blocked_ns", "short_runq_ns"):
+    rows["cpu"] = cycles["run_cpu"]
+    for name in (*_COUNTED, "flags", "prio"):
         rows[name] = cycles[name]
     # A thread seen asleep at adoption did not run before, it was not seen.
     ran: Table = rows[cycles["flags"] & (CycleFlags.SEEDED | CycleFlags.BORN) == 0]
     return ran
 
 
-def _blocked(cycles: Table) -> Table:
+_SLEEP = ("tid", "syscall_nr", "state", "flags", "object", "object_dev")
+
+
+def _blocked(cycles: Table, evidence: Evidence) -> Table:
     asleep = cycles[cycles["ready_mono_ns"] > cycles["off_mono_ns"]]
     rows = _rows(len(asleep))
     rows["start"], rows["end"] = asleep["off_mono_ns"], asleep["ready_mono_ns"]
-    rows["tid"] = asleep["tid"]
-    rows["cause"] = blocked_cause(asleep["syscall_nr"], asleep["flags"])
-    rows["syscall_nr"] = asleep["syscall_nr"]
+    for name in (*_SLEEP, "prio"):
+        rows[name] = asleep[name]
+    rows["cause"] = sleeps.causes(asleep, evidence.meta.runtime_locks)
     by_task = asleep["flags"] & CycleFlags.WAKER_IRQ == 0
     rows["waker_tid"] = np.where(by_task, asleep["waker_tid"], 0)
+    rows["waker_tgid"] = np.where(by_task, asleep["waker_tgid"], 0)
     rows["waker_comm"] = np.where(by_task, asleep["waker_comm"], b"")
     return rows
 
 
+def _blocked_still(evidence: Evidence) -> Table:
+    """Sleeps that were not over, or whose sleeper was not on a CPU yet, when the requests were judged."""
+    open_ = evidence.open_threads[evidence.open_threads["off_mono_ns"] > 0]
+    woken = open_["ready_mono_ns"] > 0
+    rows = _rows(len(open_))
+    rows["start"] = open_["off_mono_ns"]
+    rows["end"] = np.where(woken, open_["ready_mono_ns"], open_["taken_mono_ns"])
+    for name in _SLEEP:
+        rows[name] = open_[name]
+    rows["cause"] = sleeps.causes(open_, evidence.meta.runtime_locks)
+    rows["waker_tid"] = np.where(woken, open_["waker_tid"], 0)
+    rows["waker_tgid"] = np.where(woken, open_["waker_tgid"], 0)
+    rows["waker_comm"] = np.where(woken, open_["waker_comm"], b"")
+    return rows
+
+
 def _waits(cycles: Table, slices: Table) -> tuple[Table, Table]:
-    """Run-queue waits, split by who held the CPU; and the table of those runners."""
-    waiting = cycles[cycles["on_mono_ns"] > cycles["ready_mono_ns"]]
+    """Waits for a CPU, split by who held it; and the table of those runners.
+
+    What the thread's own quota took comes first: a neighbour is never accused of the victim's own limit.
+    """
+    # When it had quota again; where that was not clocked (a file of schema 1), when it got on.
+    unclocked = (cycles["flags"] & CycleFlags.THROTTLED != 0) & (cycles["throttled_ns"] == 0)
+    again = cycles["ready_mono_ns"] + cycles["throttled_ns"]
+    queued = np.where(unclocked, cycles["on_mono_ns"], again)
+    throttled = _rows(len(cycles))
+    throttled["start"], throttled["end"] = cycles["ready_mono_ns"], queued
+    throttled["cause"] = Cause.THROTTLED
+    for name in ("tid", "prio"):
+        throttled[name] = cycles[name]
+    waits = cycles["on_mono_ns"] > queued
+    waiting, queued = cycles[waits], queued[waits]
     inline = cycles[cycles["flags"] & CycleFlags.RUNNER != 0]
     cpu = np.concatenate((slices["cpu"], inline["wait_cpu"])).astype(np.int64)
     start = np.concatenate((slices["start_mono_ns"], inline["runner_since_mono_ns"]))
@@ -159,17 +215,19 @@ def _waits(cycles: Table, slices: Table) -> tuple[Table, Table]:
     cpu, runners = cpu[order], runners[order]
     start, end = disjoint(cpu, start[order], end[order])
 
-    tiles = tile(
-        waiting["wait_cpu"].astype(np.int64), waiting["ready_mono_ns"], waiting["on_mono_ns"], cpu, start, end
-    )
+    tiles = tile(waiting["wait_cpu"].astype(np.int64), queued, waiting["on_mono_ns"], cpu, start, end)
     rows = _rows(len(tiles.parent))
     rows["start"], rows["end"] = tiles.start, tiles.end
     rows["tid"] = waiting["tid"][tiles.parent]
-    out_of_quota = waiting["flags"][tiles.parent] & CycleFlags.THROTTLED != 0
-    # Never accuse a neighbour of the victim's own limit: quota comes first.
-    rows["cause"] = np.where(out_of_quota, Cause.THROTTLED, Cause.RUN_QUEUE)
-    rows["runner"] = np.where(out_of_quota, -1, tiles.cover)
-    return runners, rows
+    rows["prio"] = waiting["prio"][tiles.parent]
+    rows["cpu"] = waiting["wait_cpu"][tiles.parent]
+    rows["runner"], rows["cause"] = tiles.cover, Cause.RUN_QUEUE
+    if len(runners):
+        # ksoftirqd is how softirqs run when there are many of them.
+        softirq = np.char.startswith(runners["comm"].astype("S16"), b"ksoftirqd/")
+        softirq &= runners["flags"] & RunnerFlags.KTHREAD != 0
+        rows["cause"][(rows["runner"] >= 0) & softirq[rows["runner"]]] = Cause.IRQ
+    return runners, join((throttled[throttled["end"] > throttled["start"]], rows), _ROW)
 
 
 def _tails(evidence: Evidence) -> Table:
@@ -189,76 +247,47 @@ def _tails(evidence: Evidence) -> Table:
     running = _rows(len(open_))
     running["start"], running["tid"], running["cause"] = open_["run_mono_ns"], open_["tid"], Cause.ON_CPU
     running["end"] = np.where(off, open_["off_mono_ns"], open_["taken_mono_ns"])
-    for name in ("irq_ns", "short_blocked_ns", "short_runq_ns"):
+    running["cpu"] = open_["run_cpu"]
+    for name in _COUNTED:
         running[name] = open_[name]
     running = running[~off | (open_["flags"] & CycleFlags.SEEDED == 0)]
 
-    open_ = open_[off]
-    woken = open_["ready_mono_ns"] > 0
-    blocked = _rows(len(open_))
-    blocked["start"], blocked["tid"] = open_["off_mono_ns"], open_["tid"]
-    blocked["end"] = np.where(woken, open_["ready_mono_ns"], open_["taken_mono_ns"])
-    blocked["cause"] = blocked_cause(open_["syscall_nr"], open_["flags"])
-    blocked["syscall_nr"] = open_["syscall_nr"]
-    blocked["waker_tid"] = np.where(woken, open_["waker_tid"], 0)
-    blocked["waker_comm"] = np.where(woken, open_["waker_comm"], b"")
-    waiting = _rows(int(woken.sum()))
-    waiting["start"], waiting["tid"] = open_["ready_mono_ns"][woken], open_["tid"][woken]
-    waiting["end"], waiting["cause"] = open_["taken_mono_ns"][woken], Cause.RUN_QUEUE
-    return join((ran, running, blocked, waiting), _ROW)
+    woken = open_[off & (open_["ready_mono_ns"] > 0)]
+    waiting = _rows(len(woken))
+    waiting["start"], waiting["tid"] = woken["ready_mono_ns"], woken["tid"]
+    waiting["end"], waiting["cause"] = woken["taken_mono_ns"], Cause.RUN_QUEUE
+    return join((ran, running, waiting), _ROW)
 
 
-_BY_SYSCALL = {
-    Cause.FUTEX: ("futex", "futex_waitv", "futex_wait"),
-    Cause.IO: (
-        *(
-            "read",
-            "pread64",
-            "readv",
-            "preadv",
-            "preadv2",
-            "write",
-            "pwrite64",
-            "writev",
-            "pwritev",
-            "pwritev2",
-        ),
-        *("fsync", "fdatasync", "sync", "syncfs", "sync_file_range", "msync", "sendfile", "copy_file_range"),
-        *("open", "openat", "openat2", "creat", "stat", "fstat", "lstat", "newfstatat", "statx", "access"),
-        *(
-            "getdents",
-            "getdents64",
-            "unlink",
-            "unlinkat",
-            "rename",
-            "renameat",
-            "renameat2",
-            "mkdir",
-            "rmdir",
-        ),
-        *("ftruncate", "truncate", "fallocate", "readahead", "fadvise64", "io_getevents", "io_submit"),
-        *("mmap", "madvise", "mlock", "swapon", "close", "flock", "io_uring_enter"),
-    ),
-    Cause.SOCKET: (
-        *("recvfrom", "recvmsg", "recvmmsg", "sendto", "sendmsg", "sendmmsg", "accept", "accept4", "connect"),
-        *("shutdown",),
-    ),
-    Cause.POLL: ("poll", "ppoll", "select", "pselect6", "epoll_wait", "epoll_pwait", "epoll_pwait2"),
-    Cause.SLEEP: ("nanosleep", "clock_nanosleep", "pause", "rt_sigtimedwait", "rt_sigsuspend"),
-}
-_CAUSE_OF_NR = np.full(len(SYSCALLS), Cause.OTHER, np.int64)
-for _cause, _names in _BY_SYSCALL.items():
-    for _name in _names:
-        if _name in SYSCALLS:
-            _CAUSE_OF_NR[SYSCALLS.index(_name)] = _cause
+def _steal(rows: Table, samples: Table) -> None:
+    """Spread what the hypervisor took from a CPU in a sample over the time that threads were on it."""
+    if not len(samples):
+        return
+    ran = np.flatnonzero((rows["cause"] == Cause.ON_CPU) & (rows["cpu"] >= 0))
+    samples = samples[np.lexsort((samples["start_mono_ns"], samples["cpu"]))]
+    cpu = samples["cpu"].astype(np.int64)
+    cover = disjoint(cpu, samples["start_mono_ns"], samples["end_mono_ns"])
+    tiles = tile(rows["cpu"][ran].astype(np.int64), rows["start"][ran], rows["end"][ran], cpu, *cover)
+    known = tiles.cover >= 0
+    sample = samples[tiles.cover[known]]
+    share = sample["steal_ns"] / np.maximum(sample["steal_ns"] + sample["busy_ns"], 1)
+    stolen = ((tiles.end - tiles.start)[known] * share).astype(np.int64)
+    np.add.at(rows["steal_ns"], ran[tiles.parent[known]], stolen)
 
 
-def blocked_cause(syscall_nr: npt.NDArray[np.int32], flags: npt.NDArray[np.uint32]) -> Ints:
-    """Coarse reason of a sleep: from the system call it sleeps in; the kernel's own I/O-wait mark comes first.
-
-    ``read`` and ``write`` count as I/O although the descriptor may be a pipe or a socket.
-    """
-    nr = syscall_nr.astype(np.int64)
-    known = (nr >= 0) & (nr < len(_CAUSE_OF_NR))
-    cause = np.where(known, _CAUSE_OF_NR[np.where(known, nr, 0)], Cause.OTHER)
-    return np.where(flags & CycleFlags.IOWAIT != 0, Cause.IO, cause).astype(np.int64)
+def _split_by_pause(rows: Table, pauses: Table) -> Table:
+    """A thread that collects garbage is on a CPU for its runtime, not for its request."""
+    if not len(pauses):
+        return rows
+    ran = rows["cause"] == Cause.ON_CPU
+    running = rows[ran]
+    pauses = pauses[np.lexsort((pauses["start_mono_ns"], pauses["tid"]))]
+    _, key = np.unique(np.concatenate((running["tid"], pauses["tid"].astype(np.int64))), return_inverse=True)
+    of_rows, of_pauses = key[: len(running)].astype(np.int64), key[len(running) :].astype(np.int64)
+    cover = disjoint(of_pauses, pauses["start_mono_ns"], pauses["end_mono_ns"])
+    tiles = tile(of_rows, running["start"], running["end"], of_pauses, *cover)
+    split = running[tiles.parent]
+    split["start"], split["end"] = tiles.start, tiles.end
+    split["cause"] = np.where(tiles.cover >= 0, Cause.GC, Cause.ON_CPU)
+    split["generation"] = pauses["generation"][tiles.cover]
+    return join((rows[~ran], split), _ROW)

@@ -25,6 +25,10 @@ class CulpritKind(StrEnum):
     BATCH = "batch"
     REQUEST = "request"
     CGROUP = "cgroup"
+    DEVICE = "device"  #: a disk
+    PEER = "peer"  #: the other end of a connection, by address
+    SOFTIRQ = "softirq"
+    HOST = "host"  #: the machine as a whole: its memory, its hypervisor
     NONE = "none"  #: the evidence names nobody
 
 
@@ -37,7 +41,7 @@ class Culprit:
     tid: int | None = None
     comm: str = ""
     cgroup: str = ""  #: path below the hierarchy's root; "" when not known
-    owner: str = ""  #: batch id, or a request's span id in hex
+    owner: str = ""  #: batch id; a request's span id in hex; a peer's address; a disk's name; how a waker died
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +59,17 @@ class Part:
 
 
 @dataclass(frozen=True, slots=True)
+class Hop:
+    """One thread of a chain of waits. ``cause``: why it did not go on; all but the last waited for the next."""
+
+    tid: int
+    comm: str
+    pid: int
+    prio: int  #: task_struct.prio: higher numbers run later; 0 when not known
+    cause: Cause
+
+
+@dataclass(frozen=True, slots=True)
 class Step:
     """One stretch of the critical path: the waterfall's rows, in time order, tiling the request."""
 
@@ -65,7 +80,7 @@ class Step:
     comm: str
     cause: Cause
     note: str  #: culprit, waker or batch, in words; "" when nothing is known
-    via: str = ""  #: ``comm[tid]`` of the thread it waited for, when the cause is that thread's
+    chain: tuple[Hop, ...] = ()  #: from ``tid`` to the thread whose cause it is; empty where that is its own
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,13 +96,14 @@ class RequestFacts:
     status: str
     pid: int
     tid: int
-    start_mono_ns: int
+    start_mono_ns: int  #: its first byte arrived; or, where that was not seen, the worker began it
     start_unix_ns: int
     wall_ns: int
     batch_id: int
     batch_size: int
     batch_capacity: int
     sampled: bool
+    before_ns: int = 0  #: of wall_ns: before the worker began it
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,3 +148,5 @@ class Verdict:
     ruled_out: tuple[str, ...]
     waterfall: tuple[Step, ...]
     trust: Trust
+    chain: tuple[Hop, ...] = ()  #: of the cause's longest step
+    facts: tuple[str, ...] = ()  #: what else is known of its time: its connection, faults, migrations, incidents

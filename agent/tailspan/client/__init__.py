@@ -6,7 +6,8 @@
 
     client = tailspan.client.connect(service="resnet", service_version="3")
 
-    with client.request("POST /v1/infer", traceparent=headers["traceparent"], model="resnet50") as request:
+    with client.request("POST /v1/infer", traceparent=headers["traceparent"], model="resnet50",
+                        peer=sock.getpeername()) as request:
         with request.span("preprocess"):
             ...
         request.queued(enqueue_mono_ns, start_mono_ns, tid=executor_tid)
@@ -28,8 +29,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from typing import Any
 
-from tailspan.client import aio
+from tailspan.client import aio, pauses, runtime
 from tailspan.client.connection import Connection
 from tailspan.client.request import ActiveBatch, ActiveRequest, ActiveSpan, text
 from tailspan.wire.spans import MAX_RESOURCE, Hello
@@ -51,8 +53,9 @@ def connect(
     OpenTelemetry resource attributes for the spans that the agent exports on the worker's behalf, at most 64.
     """
     attributes = {text(key): text(value) for key, value in list((resource or {}).items())[:MAX_RESOURCE]}
-    hello = Hello(os.getpid(), text(service), text(service_version), attributes)
+    hello = Hello(os.getpid(), text(service), text(service_version), attributes, runtime.locks())
     connection = Connection(os.fspath(path or os.environ.get("TAILSPAN_SOCKET") or DEFAULT_PATH), hello)
+    pauses.watch(connection)
     connection.ready()  # now, so that the agent follows the worker's threads before the first request
     return Client(connection)
 
@@ -76,9 +79,13 @@ class Client:
         request_id: str = "",
         model: str = "",
         model_version: str = "",
+        peer: tuple[Any, ...] | None = None,
     ) -> ActiveRequest:
-        """One request, from when its block begins to when it ends. Requests of one ``name`` are compared."""
-        return ActiveRequest(self.connection, (name, traceparent, request_id, model, model_version))
+        """One request, from when its block begins to when it ends. Requests of one ``name`` are compared.
+
+        ``peer``: the other end of the connection that it came on, ``(host, port)`` or as ``getpeername()`` has it.
+        """
+        return ActiveRequest(self.connection, (name, traceparent, request_id, model, model_version, peer))
 
     def batch(self, batch_id: int, size: int, capacity: int, name: str = "") -> ActiveBatch:
         """One execution for many requests, on this thread. ``batch_id``: unique within the process, not 0."""
@@ -94,4 +101,5 @@ class Client:
     def close(self) -> None:
         """For tests and orderly ends; a process may as well just exit."""
         aio.unwatch(self.connection)
+        pauses.unwatch(self.connection)
         self.connection.close()

@@ -14,6 +14,7 @@ import threading
 import time
 import weakref
 
+from tailspan.client import pauses
 from tailspan.wire.spans import MAX_PACKET, Drops, Hello, Message, encode
 
 #: The agent is looked for at most this often.
@@ -65,6 +66,8 @@ class Connection:
 
     def send(self, message: Message) -> None:
         sock = self._socket or self._connect()
+        if pauses.waiting and sock is not None:
+            self._send_pauses(sock)
         if sock is None or not self._send(sock, message):
             self.drop()
         elif self._drops_unsent:
@@ -76,6 +79,13 @@ class Connection:
         """Disconnect for good; what is sent later is dropped."""
         self._next_try_mono_ns = 1 << 63
         self._socket = None
+
+    def _send_pauses(self, sock: _Socket) -> None:
+        if len(pauses.waiting) == pauses.MAX_WAITING:
+            self.drop()  # one or more: how many were pushed out is not known
+        for pause in pauses.take():
+            if not self._send(sock, pause):
+                self.drop()
 
     def _send(self, sock: _Socket, message: Message) -> bool:
         try:
@@ -135,6 +145,7 @@ _connections: weakref.WeakSet[Connection] = weakref.WeakSet()
 
 
 def _after_fork_in_child() -> None:
+    pauses.forget()
     for connection in list(_connections):
         connection._after_fork_in_child()
 

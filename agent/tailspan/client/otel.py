@@ -19,6 +19,7 @@ from opentelemetry.context import Context
 from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor
 from opentelemetry.sdk.trace import Span as SdkSpan
 from opentelemetry.trace import SpanContext, StatusCode
+from opentelemetry.trace import SpanKind as OtelSpanKind
 
 from tailspan.client import Client, aio
 from tailspan.client.request import text, uint
@@ -30,6 +31,10 @@ BATCH_SIZE = "tailspan.batch.size"
 BATCH_CAPACITY = "tailspan.batch.capacity"
 MODEL_NAME = "tailspan.model.name"
 MODEL_VERSION = "tailspan.model.version"
+
+#: Where a request's own span says which connection it came on; the first that is there. Behind a proxy
+#: ``client.port`` may be that of the proxy's client, so it is asked last.
+PEER_PORTS = ("network.peer.port", "net.peer.port", "client.port")
 
 #: Requests followed at once; beyond, the oldest is forgotten: its root was probably never ended.
 MAX_OPEN = 1024
@@ -144,6 +149,7 @@ class TailspanSpanProcessor(SpanProcessor):
         message = request.message
         message.end_mono_ns = time.monotonic_ns()
         message.name = text(span.name)  # instrumentation often learns the route after the start
+        message.peer_port = self._peer_port(span)
         message.status = "error" if span.status.status_code is StatusCode.ERROR else "ok"
         self._forget(span.context.span_id)
         if message.asynchronous:
@@ -152,6 +158,19 @@ class TailspanSpanProcessor(SpanProcessor):
             if start is not None:
                 self._connection.drop()  # still open: it ends too late to be told
         self._connection.send(message)
+
+    def _peer_port(self, span: ReadableSpan) -> int:
+        """0 when the span does not say, or is a caller's: the port is then of the server that it calls."""
+        attributes = span.attributes
+        if attributes and span.kind not in (OtelSpanKind.CLIENT, OtelSpanKind.PRODUCER):
+            for name in PEER_PORTS:
+                if name in attributes:
+                    try:
+                        return uint(attributes[name], 16)
+                    except (TypeError, ValueError):
+                        self._connection.drop()
+                        return 0
+        return 0
 
     def _forget(self, root_span_id: int) -> None:
         request = self._open.pop(root_span_id, None)

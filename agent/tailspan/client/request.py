@@ -25,8 +25,8 @@ class ActiveRequest:
 
     __slots__ = ("_before", "_connection", "_context", "_ended", "_given", "_message", "_pid", "status")
 
-    def __init__(self, connection: Connection, given: tuple[Any, Any, Any, Any, Any]) -> None:
-        """``given``: name, traceparent, request id, model, model version; read when the request begins."""
+    def __init__(self, connection: Connection, given: tuple[Any, Any, Any, Any, Any, Any]) -> None:
+        """``given``: name, traceparent, request id, model, model version, peer; read when the request begins."""
         self.status = "ok"
         self._connection = connection
         self._given = given
@@ -85,7 +85,7 @@ class ActiveRequest:
         return "" if self._context is None else self._context.traceparent()
 
     def _begin(self) -> None:
-        name, traceparent, request_id, model, model_version = self._given
+        name, traceparent, request_id, model, model_version, peer = self._given
         self._context = context = trace.from_header(traceparent)
         if not self._connection.ready():
             return
@@ -103,6 +103,11 @@ class ActiveRequest:
             sampled=bool(context.flags & trace.SAMPLED),
             asynchronous=aio.loop_is_running(),
         )
+        if peer:  # a unix socket's is empty
+            try:
+                message.peer_port = uint(peer[1], 16)
+            except Exception:
+                self._connection.drop()
         if message.asynchronous:
             self._before = aio.take_over(int.from_bytes(context.span_id, "big"))
 

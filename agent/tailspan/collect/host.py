@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import socket
 import time
@@ -22,6 +23,16 @@ def boot_id() -> str:
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     except OSError:
         return ""
+
+
+@functools.cache
+def device_name(dev: int) -> str:
+    """Of a block device by the kernel's number, ``(major << 20) | minor``: ``vda``; ``254:0`` where it is gone."""
+    number = f"{dev >> 20}:{dev & 0xFFFFF}"
+    try:
+        return Path(f"/sys/dev/block/{number}").resolve(strict=True).name
+    except OSError:
+        return number
 
 
 class Cgroups:

@@ -160,7 +160,9 @@ def _meta(body: dict[str, Any]) -> Meta:
     for field in fields(Meta):
         value = body.get(field.name, getattr(meta, field.name))
         _require(type(value) is type(getattr(meta, field.name)), f"meta {field.name}")
-        if isinstance(value, dict):
+        if field.name == "runtime_locks":
+            _require(all(_is_ranges(item) for item in value.values()), "meta runtime_locks")
+        elif isinstance(value, dict):
             maps = list(value.values()) if field.name == "resources" else [value]
             _require(all(_is_text_map(item) for item in maps), f"meta {field.name}")
         setattr(meta, field.name, value)
@@ -189,6 +191,12 @@ def _check_references(evidence: Evidence) -> None:
 
 def _is_count(value: Any) -> bool:
     return type(value) is int and 0 <= value < 1 << 63
+
+
+def _is_ranges(value: Any) -> bool:
+    return isinstance(value, list) and all(
+        isinstance(item, list) and len(item) == 2 and all(_is_count(end) for end in item) for item in value
+    )
 
 
 def _is_text_map(value: Any) -> bool:

@@ -5,20 +5,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import signal
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import cast
 
+import numpy as np
+import numpy.typing as npt
 import prometheus_client
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
+from prometheus_client.registry import Collector
+from prometheus_client.utils import floatToGoString
 
 from tailspan import __version__
 from tailspan.attribute.causes import Cause
 from tailspan.attribute.verdict import Outcome
 from tailspan.export import semconv
 from tailspan.export.semconv import OPEN_LABELS, OTHER, Metric
+from tailspan.timeline.evidence import Table
+from tailspan.wire.events import IncidentKind, SocketFlags, SocketOp
 
 #: Combinations of open labels that one family keeps. A histogram has 19 series a combination and the time by
-#: cause one a cause: about 2,200 series in all when both are full.
+#: cause one a cause: about 3,100 series in all when both are full.
 MAX_LABEL_SETS = 64
 
 Child = Counter | Gauge | Histogram
@@ -78,11 +87,75 @@ class _Family:
 
 def _build(metric: Metric, registry: CollectorRegistry) -> Child:
     if metric.kind == "histogram":
-        return Histogram(
-            metric.name, metric.meaning, metric.labels, registry=registry, buckets=semconv.DURATION_BUCKETS
-        )
+        return Histogram(metric.name, metric.meaning, metric.labels, registry=registry, buckets=metric.buckets)
     kind = Counter if metric.kind == "counter" else Gauge
     return kind(metric.name, metric.meaning, metric.labels, registry=registry)
+
+
+class _ArrayHistogram(Collector):
+    """A histogram fed with arrays: one pass of numpy a call, not a call a value. Absent until the first value."""
+
+    def __init__(self, metric: Metric, registry: CollectorRegistry) -> None:
+        self._metric = metric
+        self._bounds = np.array(metric.buckets)
+        bounds = (*metric.buckets, float("inf"))
+        self._names = [floatToGoString(bound) for bound in bounds]  # type: ignore[no-untyped-call]
+        self._lock = threading.Lock()  # count and sum of a scrape belong together
+        self._counts: dict[tuple[str, ...], npt.NDArray[np.int64]] = {}
+        self._sums: dict[tuple[str, ...], float] = {}
+        registry.register(self)
+
+    def observe(self, *labels: str, durations_ns: npt.NDArray[np.int64]) -> None:
+        """Durations below 0, two stamps that crossed, count as 0."""
+        if not len(durations_ns):
+            return
+        seconds = np.maximum(durations_ns, 0) / 1e9
+        counts = np.bincount(np.searchsorted(self._bounds, seconds), minlength=len(self._names))
+        with self._lock:
+            self._counts[labels] = self._counts.get(labels, 0) + counts
+            self._sums[labels] = self._sums.get(labels, 0.0) + float(seconds.sum())
+
+    def collect(self) -> Iterator[HistogramMetricFamily]:
+        metric = self._metric
+        family = HistogramMetricFamily(metric.name, metric.meaning, labels=metric.labels)
+        with self._lock:
+            for labels, counts in self._counts.items():
+                buckets = list(zip(self._names, np.cumsum(counts).tolist(), strict=True))
+                family.add_metric(labels, buckets, self._sums[labels])
+        yield family
+
+
+class _HostTotals(Collector):
+    """Totals that the kernel keeps, exposed as they are; one that it does not keep is absent."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.totals: Mapping[str, int] = {}
+        registry.register(self)
+
+    def collect(self) -> Iterator[CounterMetricFamily | GaugeMetricFamily]:
+        totals = self.totals
+        for metric, parts in semconv.HOST_TCP.items():
+            kept = [totals[part] for part in parts if part in totals]
+            family = CounterMetricFamily if metric.kind == "counter" else GaugeMetricFamily
+            if kept:
+                yield family(metric.name, metric.meaning, value=sum(kept))
+
+
+#: Histograms that take rows by the thousand.
+_ARRAY_HISTOGRAMS = (
+    semconv.TCP_CONNECT_DURATION,
+    semconv.TCP_FIRST_BYTE,
+    semconv.TCP_CONNECTION_DURATION,
+    semconv.TCP_ACCEPT_WAIT,
+    semconv.TCP_UNREAD_WAIT,
+    semconv.TCP_UPSTREAM_ANSWER,
+)
+#: Signal -> its kind among the incidents.
+_SIGNALS = {
+    **dict.fromkeys((signal.SIGSTOP, signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU), "stop"),
+    signal.SIGCONT: "continue",
+    **dict.fromkeys((signal.SIGTERM, signal.SIGKILL), "terminate"),
+}
 
 
 class Metrics:
@@ -94,7 +167,13 @@ class Metrics:
         prometheus_client.disable_created_metrics()  # type: ignore[no-untyped-call]
         self.registry = CollectorRegistry()
         self._limit = max_label_sets
-        self._families = {metric.name: self._family(metric) for metric in semconv.METRICS}
+        self._histograms = {metric.name: _ArrayHistogram(metric, self.registry) for metric in _ARRAY_HISTOGRAMS}
+        self._host = _HostTotals(self.registry)
+        self._families = {
+            metric.name: self._family(metric)
+            for metric in semconv.METRICS
+            if metric.name not in self._histograms and metric not in semconv.HOST_TCP
+        }
         self._of(semconv.BUILD_INFO).set(__version__, to=1)
 
     def request(
@@ -126,10 +205,73 @@ class Metrics:
         """Slow requests whose evidence was not kept, in total."""
         self._of(semconv.FORGOTTEN_REQUESTS).advance(total=total)
 
-    def records(self, cycles: int, slices: int) -> None:
-        """Kernel records that came with one drain."""
-        self._of(semconv.RECORDS).inc("cycle", by=cycles)
-        self._of(semconv.RECORDS).inc("slice", by=slices)
+    def records(self, counts: Mapping[str, int]) -> None:
+        """Kernel records that came with one drain, by class: ``cycle``, ``slice``, ``socket``, ..."""
+        for record_class, count in counts.items():
+            self._of(semconv.RECORDS).inc(record_class, by=count)
+
+    def connections(self, rows: Table) -> None:
+        """wire.events.CONNECTION: TCP connections of followed processes that are over."""
+        if not len(rows):
+            return
+        opened, established = rows["opened_mono_ns"], rows["established_mono_ns"]
+        first_sent, first_byte = rows["first_sent_mono_ns"], rows["first_byte_mono_ns"]
+        accepted = rows["flags"] & SocketFlags.ACCEPTED != 0
+        tried = ~accepted & (opened > 0)
+        roles = {
+            "accepted": accepted,
+            "connected": tried & (established > 0),
+            "failed": tried & (established == 0),
+            "unseen": ~accepted & ~tried,
+        }
+        connected = roles["connected"]
+        answered = connected & (first_sent > 0) & (first_byte > first_sent)
+        self._array(semconv.TCP_CONNECT_DURATION).observe(durations_ns=(established - opened)[connected])
+        self._array(semconv.TCP_FIRST_BYTE).observe(durations_ns=(first_byte - first_sent)[answered])
+        for role, which in roles.items():
+            of_role = rows[which]
+            self._of(semconv.TCP_CONNECTIONS).inc(role, by=len(of_role))
+            self._of(semconv.TCP_MESSAGES).inc(role, by=int(of_role["messages"].sum()))
+            self._of(semconv.TCP_RETRANSMITS).inc(role, by=int(of_role["retransmits"].sum()))
+            self._of(semconv.TCP_RESETS).inc(role, by=int((of_role["flags"] & SocketFlags.RESET != 0).sum()))
+            self._of(semconv.TCP_ZERO_WINDOWS).inc(role, by=int(of_role["zero_windows"].sum()))
+            if role != "unseen":
+                lifetimes_ns = of_role["closed_mono_ns"] - of_role["opened_mono_ns"]
+                self._array(semconv.TCP_CONNECTION_DURATION).observe(role, durations_ns=lifetimes_ns)
+
+    def socket_waits(self, rows: Table) -> None:
+        """wire.events.SOCKET_WAIT: TCP sockets of followed threads between two operations."""
+        if not len(rows):
+            return
+        since, arrived, until = rows["from_mono_ns"], rows["arrived_mono_ns"], rows["to_mono_ns"]
+        flags = rows["flags"]
+        accepted = flags & SocketFlags.ACCEPTED != 0
+        # A connection that was accepted before anything came on it has waited for its peer to say something.
+        queued_ns = np.where(flags & SocketFlags.UNACCEPTED != 0, until - since, 0)
+        begins = (rows["op"] == SocketOp.RECEIVE) & (flags & SocketFlags.MESSAGE != 0) & (arrived > 0)
+        # Without its beginning, who of the two asks and who answers is not known.
+        upstream = ~accepted & (rows["established_mono_ns"] > 0)
+        self._array(semconv.TCP_ACCEPT_WAIT).observe(
+            durations_ns=queued_ns[accepted & (flags & SocketFlags.FIRST != 0)]
+        )
+        self._array(semconv.TCP_UNREAD_WAIT).observe(durations_ns=(until - arrived)[accepted & begins])
+        self._array(semconv.TCP_UPSTREAM_ANSWER).observe(durations_ns=(arrived - since)[upstream & begins])
+
+    def incidents(self, rows: Table) -> None:
+        """wire.events.INCIDENT. No rows make the series, so that rate() sees the first; not called without the
+        probe, since then none is not known to have happened.
+        """
+        counts = dict.fromkeys(("oom_kill", *_SIGNALS.values()), 0)
+        for kind, number in zip(rows["kind"].tolist(), rows["signal"].tolist(), strict=True):
+            name = "oom_kill" if kind == IncidentKind.OOM_KILL else _SIGNALS.get(number)
+            if name:
+                counts[name] += 1
+        for name, count in counts.items():
+            self._of(semconv.INCIDENTS).inc(name, by=count)
+
+    def host_tcp(self, totals: Mapping[str, int]) -> None:
+        """What collect.samples.NetTotals has read."""
+        self._host.totals = totals
 
     def lost(self, record_class: str, count: int) -> None:
         """``count`` more records of a class are lost; 0 makes its series, so that rate() sees the first."""
@@ -171,3 +313,6 @@ class Metrics:
 
     def _of(self, metric: Metric) -> _Family:
         return self._families[metric.name]
+
+    def _array(self, metric: Metric) -> _ArrayHistogram:
+        return self._histograms[metric.name]

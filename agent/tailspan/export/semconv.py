@@ -29,6 +29,12 @@ class Attribute:
     meaning: str
 
 
+#: Upper bounds of duration histograms, in seconds: 1-2-5 from 100 µs to 10 s.
+DURATION_BUCKETS = (*(digit * 10.0**power for power in range(-4, 1) for digit in (1, 2, 5)), 10.0)
+#: Of connections' lifetimes: what is kept open lives for hours.
+LIFETIME_BUCKETS = (0.001, 0.01, 0.1, 1.0, 10.0, 60.0, 600.0, 3600.0, 21600.0)
+
+
 @dataclass(frozen=True, slots=True)
 class Metric:
     name: str  #: as scraped
@@ -36,6 +42,7 @@ class Metric:
     unit: str
     labels: tuple[str, ...]
     meaning: str
+    buckets: tuple[float, ...] = DURATION_BUCKETS  #: of a histogram
 
 
 def cause_name(cause: Cause | None) -> str:
@@ -126,6 +133,12 @@ NOTES = Attribute(
     "tailspan.notes", "string[]", "", ("verdict",), "what the evidence lacked: probes off, rows evicted"
 )
 RULED_OUT = Attribute("tailspan.ruled_out", "string[]", "", ("verdict",), "causes looked for and not found")
+CHAIN = Attribute(
+    "tailspan.chain", "string[]", "", ("verdict",), "each thread and why it did not go on; it waited for the next"
+)
+FACTS = Attribute(
+    "tailspan.facts", "string[]", "", ("verdict",), "its connection, page faults, migrations, signals"
+)
 ALTERNATIVES = Attribute("tailspan.alternatives", "string[]", "", ("verdict",), "causes considered, and why not")
 
 LIKE_COUNT = Attribute("tailspan.like.count", "int", "{request}", ("verdict",), "like requests compared with")
@@ -161,9 +174,6 @@ ATTRIBUTES: tuple[Attribute, ...] = (
 #: beyond is kept under :data:`OTHER`.
 OPEN_LABELS = frozenset({"name", "model", "version", "status"})
 OTHER = "other"
-
-#: Upper bounds of every duration histogram, in seconds: 1-2-5 from 100 µs to 10 s.
-DURATION_BUCKETS = (*(digit * 10.0**power for power in range(-4, 1) for digit in (1, 2, 5)), 10.0)
 
 REQUEST_DURATION = Metric(
     "tailspan_request_duration_seconds",
@@ -256,5 +266,202 @@ LABEL_OVERFLOWS = Metric(
     ("metric",),
     "Observations kept under 'other' because the metric already had its full number of label sets",
 )
+
+# TCP of followed processes; a connection is counted when it is over.
+TCP_CONNECTIONS = Metric(
+    "tailspan_tcp_connections_total",
+    "counter",
+    "{connection}",
+    ("role",),
+    "Connections of followed processes that are over: accepted or connected by them; failed, never established; "
+    "unseen, open before the agent was",
+)
+TCP_MESSAGES = Metric(
+    "tailspan_tcp_messages_total",
+    "counter",
+    "{message}",
+    ("role",),
+    "Messages that came on the connections that are over: requests where accepted, answers where connected; "
+    "divided by the connections, how often one is used",
+)
+TCP_RETRANSMITS = Metric(
+    "tailspan_tcp_retransmits_total",
+    "counter",
+    "{segment}",
+    ("role",),
+    "Segments sent again on the connections that are over",
+)
+TCP_RESETS = Metric(
+    "tailspan_tcp_resets_total", "counter", "{connection}", ("role",), "Connections that the peer has reset"
+)
+TCP_ZERO_WINDOWS = Metric(
+    "tailspan_tcp_zero_windows_total",
+    "counter",
+    "{operation}",
+    ("role",),
+    "Operations that found the peer's receive window closed, on the connections that are over",
+)
+TCP_CONNECT_DURATION = Metric(
+    "tailspan_tcp_connect_duration_seconds",
+    "histogram",
+    "s",
+    (),
+    "From the SYN that a followed process sends to the connection",
+)
+TCP_FIRST_BYTE = Metric(
+    "tailspan_tcp_time_to_first_byte_seconds",
+    "histogram",
+    "s",
+    (),
+    "On connections that a followed process opened: from its first byte to the peer's, where it spoke first",
+)
+TCP_CONNECTION_DURATION = Metric(
+    "tailspan_tcp_connection_duration_seconds",
+    "histogram",
+    "s",
+    ("role",),
+    "Lifetime of connections that are over, but for the unseen; of the failed, how long it was tried",
+    LIFETIME_BUCKETS,
+)
+TCP_ACCEPT_WAIT = Metric(
+    "tailspan_tcp_accept_wait_seconds",
+    "histogram",
+    "s",
+    (),
+    "From a connection's handshake to the first read of it, where bytes came before it was accepted; "
+    "0 where it was accepted in time",
+)
+TCP_UNREAD_WAIT = Metric(
+    "tailspan_tcp_unread_wait_seconds",
+    "histogram",
+    "s",
+    (),
+    "From a request's first byte on an accepted connection to the read of it; includes the accept queue",
+)
+TCP_UPSTREAM_ANSWER = Metric(
+    "tailspan_tcp_upstream_answer_seconds",
+    "histogram",
+    "s",
+    (),
+    "On connections that a followed process opened: from its last send to the first byte of the answer; "
+    "only waits above the probe's floor (1 ms) are recorded",
+)
+
+INCIDENTS = Metric(
+    "tailspan_incidents_total",
+    "counter",
+    "{incident}",
+    ("kind",),
+    "oom_kill: processes of the host that the out-of-memory killer chose; stop, continue, terminate: such signals "
+    "to followed threads",
+)
+
+# TCP of the agent's network namespace: the kernel's totals since it was made. One that it does not keep is absent.
+HOST_TCP_SENT = Metric(
+    "tailspan_host_tcp_sent_segments_total", "counter", "{segment}", (), "Segments sent, without those sent again"
+)
+HOST_TCP_RETRANSMITTED = Metric(
+    "tailspan_host_tcp_retransmitted_segments_total", "counter", "{segment}", (), "Segments sent again"
+)
+HOST_TCP_TIMEOUTS = Metric(
+    "tailspan_host_tcp_timeouts_total",
+    "counter",
+    "{timeout}",
+    (),
+    "Retransmission timeouts: nothing came back for so long that the sender started over",
+)
+HOST_TCP_SYN_RETRANSMITS = Metric(
+    "tailspan_host_tcp_syn_retransmits_total",
+    "counter",
+    "{segment}",
+    (),
+    "SYNs and SYN-ACKs sent again: the peer was slow to answer, or its queue was full",
+)
+HOST_TCP_LISTEN_OVERFLOWS = Metric(
+    "tailspan_host_tcp_listen_overflows_total",
+    "counter",
+    "{segment}",
+    (),
+    "SYNs and final ACKs dropped because the accept queue was full; each costs the peer 1 s or more",
+)
+HOST_TCP_LISTEN_DROPS = Metric(
+    "tailspan_host_tcp_listen_drops_total",
+    "counter",
+    "{segment}",
+    (),
+    "SYNs and final ACKs that listeners dropped for any reason; includes the overflows",
+)
+HOST_TCP_RESETS_SENT = Metric(
+    "tailspan_host_tcp_resets_sent_total",
+    "counter",
+    "{segment}",
+    (),
+    "Resets sent; also for ports nobody listens on",
+)
+HOST_TCP_ESTABLISHED_RESETS = Metric(
+    "tailspan_host_tcp_established_resets_total",
+    "counter",
+    "{connection}",
+    (),
+    "Established connections that ended without a close: reset by either side, or timed out",
+)
+HOST_TCP_WINDOWS_CLOSED = Metric(
+    "tailspan_host_tcp_windows_closed_total",
+    "counter",
+    "{window}",
+    (),
+    "Receive windows of this host that went to zero: a process here read too slowly",
+)
+HOST_TCP_WINDOWS_REOPENED = Metric(
+    "tailspan_host_tcp_windows_reopened_total",
+    "counter",
+    "{window}",
+    (),
+    "Receive windows of this host that were zero and are open again",
+)
+HOST_TCP_RECEIVE_DROPS = Metric(
+    "tailspan_host_tcp_receive_queue_drops_total",
+    "counter",
+    "{segment}",
+    (),
+    "Segments dropped because a socket's receive queue was full",
+)
+HOST_TCP_ACTIVE_OPENS = Metric(
+    "tailspan_host_tcp_active_opens_total", "counter", "{connection}", (), "Connections that were tried from here"
+)
+HOST_TCP_PASSIVE_OPENS = Metric(
+    "tailspan_host_tcp_passive_opens_total", "counter", "{connection}", (), "Connections that came in"
+)
+HOST_TCP_ESTABLISHED = Metric(
+    "tailspan_host_tcp_established_connections", "gauge", "{connection}", (), "Connections that are open"
+)
+HOST_TCP_SOCKETS = Metric(
+    "tailspan_host_tcp_sockets",
+    "gauge",
+    "{socket}",
+    (),
+    "Sockets in use, listening ones too; not those in TIME_WAIT",
+)
+HOST_TCP_TIME_WAIT = Metric("tailspan_host_tcp_time_wait_sockets", "gauge", "{socket}", (), "Sockets in TIME_WAIT")
+
+#: Metric -> its parts, as collect.samples.NetTotals names them in the kernel's words.
+HOST_TCP: dict[Metric, tuple[str, ...]] = {
+    HOST_TCP_SENT: ("Tcp:OutSegs",),
+    HOST_TCP_RETRANSMITTED: ("Tcp:RetransSegs",),
+    HOST_TCP_TIMEOUTS: ("TcpExt:TCPTimeouts",),
+    HOST_TCP_SYN_RETRANSMITS: ("TcpExt:TCPSynRetrans",),
+    HOST_TCP_LISTEN_OVERFLOWS: ("TcpExt:ListenOverflows",),
+    HOST_TCP_LISTEN_DROPS: ("TcpExt:ListenDrops",),
+    HOST_TCP_RESETS_SENT: ("Tcp:OutRsts",),
+    HOST_TCP_ESTABLISHED_RESETS: ("Tcp:EstabResets",),
+    HOST_TCP_WINDOWS_CLOSED: ("TcpExt:TCPToZeroWindowAdv",),
+    HOST_TCP_WINDOWS_REOPENED: ("TcpExt:TCPFromZeroWindowAdv",),
+    HOST_TCP_RECEIVE_DROPS: ("TcpExt:TCPRcvQDrop",),
+    HOST_TCP_ACTIVE_OPENS: ("Tcp:ActiveOpens",),
+    HOST_TCP_PASSIVE_OPENS: ("Tcp:PassiveOpens",),
+    HOST_TCP_ESTABLISHED: ("Tcp:CurrEstab",),
+    HOST_TCP_SOCKETS: ("TCP:inuse", "TCP6:inuse"),
+    HOST_TCP_TIME_WAIT: ("TCP:tw",),
+}
 
 METRICS: tuple[Metric, ...] = tuple(value for value in list(globals().values()) if isinstance(value, Metric))

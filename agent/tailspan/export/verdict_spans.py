@@ -25,7 +25,7 @@ from opentelemetry.trace import SpanContext, SpanKind, Status, StatusCode, Trace
 
 from tailspan import __version__
 from tailspan.attribute.causes import Cause
-from tailspan.attribute.verdict import Alternative, Culprit, RequestFacts, Step, Verdict
+from tailspan.attribute.verdict import Alternative, Culprit, Hop, RequestFacts, Step, Verdict
 from tailspan.export import semconv
 from tailspan.export.semconv import Attribute
 
@@ -49,6 +49,9 @@ def spans_of(verdict: Verdict, worker_resource: Mapping[str, str], host: str) ->
     resource = _resource(request, worker_resource, host)
     trace_id, span_id = int(request.trace_id, 16), int(request.span_id, 16)
     parent = _context(trace_id, span_id)
+    # What came before the worker began the request lies in its caller's time.
+    caller_id = int(request.parent_id or "0", 16)
+    caller = _context(trace_id, caller_id) if caller_id else parent
     steps, below = _above_floor(merged(verdict.waterfall), request.wall_ns)
     summary = {
         **_verdict_attributes(verdict),
@@ -56,7 +59,7 @@ def spans_of(verdict: Verdict, worker_resource: Mapping[str, str], host: str) ->
         **_seconds_by_cause(semconv.BELOW_FLOOR, ((step.cause, step.end_ns - step.start_ns) for step in below)),
     }
 
-    children = [(semconv.VERDICT_SPAN.name, 0, request.wall_ns, summary)]
+    children = [(semconv.VERDICT_SPAN.name, request.before_ns, request.wall_ns, summary)]
     children += [
         (semconv.STEP_SPANS[step.cause].name, step.start_ns, step.end_ns, _step_attributes(step)) for step in steps
     ]
@@ -64,7 +67,7 @@ def spans_of(verdict: Verdict, worker_resource: Mapping[str, str], host: str) ->
         ReadableSpan(
             name=name,
             context=_context(trace_id, child_span_id(trace_id, span_id, index)),
-            parent=parent,
+            parent=parent if start_ns >= request.before_ns else caller,
             resource=resource,
             attributes=attributes,
             kind=SpanKind.INTERNAL,
@@ -132,7 +135,7 @@ def _request_span(request: RequestFacts, context: SpanContext, resource: Resourc
         attributes=attributes,
         kind=SpanKind.INTERNAL,
         status=Status(StatusCode.ERROR) if failed else Status(StatusCode.UNSET),
-        start_time=request.start_unix_ns,
+        start_time=request.start_unix_ns + request.before_ns,
         end_time=request.start_unix_ns + request.wall_ns,
         instrumentation_scope=_SCOPE,
     )
@@ -192,6 +195,8 @@ def _verdict_attributes(verdict: Verdict) -> dict[str, Value]:
         attributes[semconv.GPU_SAMPLE_AGE.name] = trust.gpu_sample_age_ns * _NS
     if verdict.culprit is not None:
         attributes |= _culprit_attributes(verdict.culprit)
+    _put(attributes, semconv.CHAIN, [_hop_in_words(hop) for hop in verdict.chain])
+    _put(attributes, semconv.FACTS, list(verdict.facts))
     _put(attributes, semconv.NOTES, list(trust.notes))
     _put(attributes, semconv.RULED_OUT, list(verdict.ruled_out))
     _put(attributes, semconv.ALTERNATIVES, [_in_words(other) for other in verdict.alternatives])
@@ -217,6 +222,10 @@ def _culprit_attributes(culprit: Culprit) -> dict[str, Value]:
 def _in_words(other: Alternative) -> str:
     who = f" by {other.culprit.label}" if other.culprit is not None else ""
     return f"{semconv.cause_name(other.cause)}{who}: {other.why_not}"
+
+
+def _hop_in_words(hop: Hop) -> str:
+    return f"{hop.comm}[{hop.tid}] {semconv.cause_name(hop.cause)}"
 
 
 def _put(attributes: dict[str, Value], attribute: Attribute, value: Value) -> None:

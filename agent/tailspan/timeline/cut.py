@@ -5,10 +5,14 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
+from tailspan.timeline.arrivals import began
 from tailspan.timeline.evidence import Evidence, Meta, Table
 from tailspan.timeline.inbox import Rows
 from tailspan.timeline.threads import Threads
 from tailspan.timeline.window import Strings, Window
+
+#: What was done to a process shortly before a request may still last: a stop signal.
+INCIDENT_REACH_NS = 10_000_000_000
 
 _REQUEST_STRINGS = ("name", "model", "version", "service", "status")
 
@@ -17,7 +21,7 @@ def cut(
     rows: Rows, window: Window, threads: Threads, open_threads: Table, strings: Strings, meta: Meta
 ) -> Evidence:
     """Evidence about all requests of ``rows``: what overlaps the time they span. ``likes`` is left empty."""
-    start = int(rows.requests["start_mono_ns"].min())
+    start = int(began(rows.requests).min())
     end = int(rows.requests["end_mono_ns"].max())
     return Evidence(
         requests=rows.requests,
@@ -28,6 +32,11 @@ def cut(
         open_threads=open_threads,
         threads=threads.rows(start),
         losses=window.losses.cut(start, end),
+        sockets=window.sockets.cut(start, end),
+        blocks=window.blocks.cut(start, end),
+        incidents=window.incidents.cut(start - INCIDENT_REACH_NS, end),
+        pauses=window.pauses.cut(start, end),
+        samples=window.samples.cut(start, end),
         strings=strings.all,
         meta=meta,
     )
@@ -43,7 +52,7 @@ def narrow(evidence: Evidence, keep: npt.NDArray[np.int64]) -> Evidence:
     place[keep] = np.arange(len(keep))
     spans = evidence.spans[place[evidence.spans["request"]] >= 0]
     spans["request"] = place[spans["request"]]
-    times = _merged(requests["start_mono_ns"], requests["end_mono_ns"])
+    times = _merged(began(requests), requests["end_mono_ns"])
     narrowed = Evidence(
         requests=requests,
         spans=spans,
@@ -53,6 +62,11 @@ def narrow(evidence: Evidence, keep: npt.NDArray[np.int64]) -> Evidence:
         open_threads=evidence.open_threads,
         threads=_overlapping(evidence.threads, "followed_mono_ns", "gone_mono_ns", times),
         losses=_overlapping(evidence.losses, "start_mono_ns", "end_mono_ns", times),
+        sockets=_overlapping(evidence.sockets, "from_mono_ns", "to_mono_ns", times),
+        blocks=_overlapping(evidence.blocks, "queued_mono_ns", "completed_mono_ns", times),
+        incidents=evidence.incidents,
+        pauses=_overlapping(evidence.pauses, "start_mono_ns", "end_mono_ns", times),
+        samples=_overlapping(evidence.samples, "start_mono_ns", "end_mono_ns", times),
         likes=[evidence.likes[index] for index in keep.tolist()],
         meta=evidence.meta,
     )

@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from tailspan.timeline.tables import ACTIVATION, LOSS, REQUEST, SPAN, THREAD
-from tailspan.wire.events import CPU_SLICE, THREAD_CYCLE, THREAD_STATE
+from tailspan.timeline.tables import ACTIVATION, CPU_SAMPLE, LOSS, PAUSE, REQUEST, SPAN, THREAD
+from tailspan.wire.events import BLOCK_REQUEST, CPU_SLICE, INCIDENT, SOCKET_WAIT, THREAD_CYCLE, THREAD_STATE
 
 Table = npt.NDArray[np.void]
 
@@ -27,6 +27,11 @@ TABLES: dict[str, np.dtype[np.void]] = {
     "open_threads": THREAD_STATE,
     "threads": THREAD,
     "losses": LOSS,
+    "sockets": SOCKET_WAIT,
+    "blocks": BLOCK_REQUEST,
+    "incidents": INCIDENT,
+    "pauses": PAUSE,
+    "samples": CPU_SAMPLE,
 }
 
 
@@ -50,6 +55,10 @@ class Meta:
     cgroups: dict[str, str] = field(default_factory=dict)
     #: worker tgid (decimal) -> OpenTelemetry resource attributes
     resources: dict[str, dict[str, str]] = field(default_factory=dict)
+    #: block device (decimal, as in BLOCK_REQUEST.dev) -> its name
+    devices: dict[str, str] = field(default_factory=dict)
+    #: worker tgid (decimal) -> address ranges [first, past) in which its interpreter's own locks lie
+    runtime_locks: dict[str, list[list[int]]] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -73,6 +82,11 @@ class Evidence:
     open_threads: Table = field(default_factory=lambda: _empty("open_threads"))
     threads: Table = field(default_factory=lambda: _empty("threads"))
     losses: Table = field(default_factory=lambda: _empty("losses"))
+    sockets: Table = field(default_factory=lambda: _empty("sockets"))
+    blocks: Table = field(default_factory=lambda: _empty("blocks"))
+    incidents: Table = field(default_factory=lambda: _empty("incidents"))
+    pauses: Table = field(default_factory=lambda: _empty("pauses"))
+    samples: Table = field(default_factory=lambda: _empty("samples"))
     strings: list[str] = field(default_factory=list)
     likes: list[LikeRow] = field(default_factory=list)  #: one per request
     meta: Meta = field(default_factory=Meta)

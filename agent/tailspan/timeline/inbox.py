@@ -8,12 +8,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from tailspan.timeline.evidence import Table
-from tailspan.timeline.tables import ACTIVATION, LOSS, LOSS_CLIENT, REQUEST, SPAN
+from tailspan.timeline.tables import ACTIVATION, LOSS, LOSS_CLIENT, PAUSE, REQUEST, SPAN
 from tailspan.timeline.threads import Threads
 from tailspan.timeline.window import Strings
-from tailspan.wire.spans import Activation, Drops, Hello, Message, Request
+from tailspan.wire.spans import Activation, Drops, Hello, Message, Pause, Request
 
-#: A request or activation longer than this is refused: its start is long out of any window.
+#: A request, activation or pause longer than this is refused: its start is long out of any window.
 MAX_REQUEST_NS = 600 * 1_000_000_000
 
 
@@ -30,6 +30,7 @@ class Rows:
     spans: Table
     activations: Table
     losses: Table
+    pauses: Table
 
 
 class Inbox:
@@ -40,6 +41,7 @@ class Inbox:
         self._strings = strings
         self._services: dict[int, str] = {}
         self.resources: dict[int, dict[str, str]] = {}  # tgid -> OpenTelemetry resource of the worker
+        self.runtime_locks: dict[int, list[list[int]]] = {}  # tgid -> [first, past) of its interpreter's own locks
         self._drops: dict[int, tuple[int, int]] = {}  # tgid -> (cumulative, when last heard)
         self.dropped: Counter[str] = Counter()
 
@@ -49,12 +51,15 @@ class Inbox:
         spans: list[tuple[object, ...]] = []
         activations: list[tuple[object, ...]] = []
         losses: list[tuple[object, ...]] = []
+        pauses: list[tuple[object, ...]] = []
         for item in received:
             message = item.message
             if isinstance(message, Request):
                 self._request(item, message, requests, spans)
             elif isinstance(message, Activation):
                 self._activation(item, message, activations)
+            elif isinstance(message, Pause):
+                self._pause(item, message, pauses)
             elif isinstance(message, Hello):
                 self._hello(item.tgid, message)
             else:
@@ -64,11 +69,12 @@ class Inbox:
             np.array(spans, SPAN),
             np.array(activations, ACTIVATION),
             np.array(losses, LOSS),
+            np.array(pauses, PAUSE),
         )
 
     def forget(self, tgid: int) -> None:
         """The process is gone."""
-        for table in (self._services, self.resources, self._drops):
+        for table in (self._services, self.resources, self.runtime_locks, self._drops):
             table.pop(tgid, None)
 
     def _request(
@@ -78,11 +84,7 @@ class Inbox:
         requests: list[tuple[object, ...]],
         spans: list[tuple[object, ...]],
     ) -> None:
-        if request.end_mono_ns - request.start_mono_ns > MAX_REQUEST_NS:
-            self.dropped["too_long"] += 1
-            return
-        if request.end_mono_ns > item.mono_ns:
-            self.dropped["future"] += 1
+        if not self._possible(item, request):
             return
         intern, row = self._strings.index, len(requests)
         requests.append(
@@ -91,6 +93,7 @@ class Inbox:
                 request.span_id,
                 request.parent_id,
                 request.request_id.encode()[:48],
+                0,  # when it arrived is the kernel's to say
                 request.start_mono_ns,
                 request.end_mono_ns,
                 item.mono_ns,
@@ -104,9 +107,9 @@ class Inbox:
                 intern(request.status),
                 self._tid(item.tgid, request.tid),
                 item.tgid,
+                request.peer_port,
                 request.sampled,
                 request.asynchronous,
-                b"",
             )
         )
         for span in request.spans:
@@ -114,11 +117,7 @@ class Inbox:
             spans.append((span.start_mono_ns, span.end_mono_ns, row, intern(span.name), tid, span.kind))
 
     def _activation(self, item: Received, activation: Activation, rows: list[tuple[object, ...]]) -> None:
-        if activation.end_mono_ns - activation.start_mono_ns > MAX_REQUEST_NS:
-            self.dropped["too_long"] += 1
-            return
-        if activation.end_mono_ns > item.mono_ns:
-            self.dropped["future"] += 1
+        if not self._possible(item, activation):
             return
         rows.append(
             (
@@ -134,12 +133,28 @@ class Inbox:
             )
         )
 
+    def _pause(self, item: Received, pause: Pause, rows: list[tuple[object, ...]]) -> None:
+        if self._possible(item, pause):
+            tid = self._tid(item.tgid, pause.tid)
+            rows.append((pause.start_mono_ns, pause.end_mono_ns, tid, item.tgid, pause.kind, pause.generation))
+
+    def _possible(self, item: Received, message: Request | Activation | Pause) -> bool:
+        """Whether its times can be true; counted where not."""
+        if message.end_mono_ns - message.start_mono_ns > MAX_REQUEST_NS:
+            self.dropped["too_long"] += 1
+        elif message.end_mono_ns > item.mono_ns:
+            self.dropped["future"] += 1
+        else:
+            return True
+        return False
+
     def _hello(self, tgid: int, hello: Hello) -> None:
         self._services[tgid] = hello.service
         resource = {"service.name": hello.service, "process.pid": str(tgid)}
         if hello.service_version:
             resource["service.version"] = hello.service_version
         self.resources[tgid] = resource | hello.resource
+        self.runtime_locks[tgid] = hello.runtime_locks
 
     def _client_drops(self, item: Received, drops: Drops, losses: list[tuple[object, ...]]) -> None:
         before, since = self._drops.get(item.tgid, (0, item.mono_ns))

@@ -11,8 +11,9 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-#: Version of everything that :mod:`tailspan.export.local` stores. 1: first.
-SCHEMA_VERSION = 1
+#: Version of everything that :mod:`tailspan.export.local` stores. 1: first. 2: sockets, block requests, incidents,
+#: pauses, samples.
+SCHEMA_VERSION = 2
 
 #: One finished request. ``name``, ``model``, ``version``, ``service`` and ``status`` index the strings of the
 #: :class:`~tailspan.timeline.evidence.Evidence` they travel in. tids are the host's.
@@ -22,6 +23,7 @@ REQUEST = np.dtype(
         ("span_id", "V8"),
         ("parent_id", "V8"),
         ("request_id", "S48"),
+        ("arrived_mono_ns", "<i8"),  # its first byte came in on its socket; 0 where that was not seen
         ("start_mono_ns", "<i8"),
         ("end_mono_ns", "<i8"),
         ("received_mono_ns", "<i8"),  # when the agent read the message
@@ -35,9 +37,9 @@ REQUEST = np.dtype(
         ("status", "<u4"),
         ("tid", "<u4"),
         ("tgid", "<u4"),
+        ("peer_port", "<u2"),  # of its connection's other end, as the worker named it; 0: it did not
         ("sampled", "u1"),
         ("asynchronous", "u1"),
-        ("pad", "V2"),
     ]
 )
 
@@ -65,6 +67,32 @@ ACTIVATION = np.dtype(
         ("name", "<u4"),
         ("size", "<u4"),
         ("capacity", "<u4"),
+    ]
+)
+
+#: A stretch in which a thread did nothing but its runtime's own work.
+PAUSE = np.dtype(
+    [
+        ("start_mono_ns", "<i8"),
+        ("end_mono_ns", "<i8"),
+        ("tid", "<u4"),
+        ("tgid", "<u4"),
+        ("kind", "<u4"),  # wire.spans.PauseKind
+        ("generation", "<u4"),
+    ]
+)
+
+#: What the host says of one CPU between two looks at it.
+CPU_SAMPLE = np.dtype(
+    [
+        ("start_mono_ns", "<i8"),
+        ("end_mono_ns", "<i8"),
+        ("busy_ns", "<i8"),  # user, nice, system, irq, softirq
+        ("steal_ns", "<i8"),  # runnable, and the hypervisor ran somebody else; the kernel counts in ticks
+        ("cpu", "<u4"),
+        ("khz", "<u4"),  # frequency at the end of it; 0 where it cannot be seen
+        ("max_khz", "<u4"),
+        ("pad", "<u4"),
     ]
 )
 

@@ -68,10 +68,12 @@ class Window:
         self.slices = Column("slices", "start_mono_ns", "end_mono_ns", max_rows)
         self.activations = Column("activations", "start_mono_ns", "end_mono_ns", max_rows)
         self.losses = Column("losses", "start_mono_ns", "end_mono_ns", max_rows)
-
-    @property
-    def columns(self) -> dict[str, Column]:
-        return {name: getattr(self, name) for name in ("cycles", "slices", "activations", "losses")}
+        self.sockets = Column("sockets", "from_mono_ns", "to_mono_ns", max_rows)
+        self.blocks = Column("blocks", "queued_mono_ns", "completed_mono_ns", max_rows)
+        self.incidents = Column("incidents", "mono_ns", "mono_ns", max_rows)
+        self.pauses = Column("pauses", "start_mono_ns", "end_mono_ns", max_rows)
+        self.samples = Column("samples", "start_mono_ns", "end_mono_ns", max_rows)
+        self.columns = {name: column for name, column in vars(self).items() if isinstance(column, Column)}
 
     def evict(self, now_mono_ns: int) -> Table:
         """Drop what is older than the window, and what is beyond its bound; the latter as LOSS rows."""

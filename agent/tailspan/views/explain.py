@@ -9,7 +9,7 @@ from itertools import groupby
 from typing import Any
 
 from tailspan.attribute.causes import CAUSES, Cause
-from tailspan.attribute.verdict import Alternative, Culprit, Outcome, Part, Step, Verdict
+from tailspan.attribute.verdict import Alternative, Culprit, Hop, Outcome, Part, Step, Verdict
 from tailspan.export.semconv import cause_name
 from tailspan.views.table import (
     GAP,
@@ -59,6 +59,8 @@ def as_json(verdict: Verdict) -> dict[str, Any]:
             "excess_ns": verdict.excess_ns,
             "alternatives": [_alternative_json(alternative) for alternative in verdict.alternatives],
             "ruled_out": list(verdict.ruled_out),
+            "chain": [_hop_json(hop) for hop in verdict.chain],
+            "facts": list(verdict.facts),
         },
         "ledger": [
             {
@@ -78,6 +80,7 @@ def as_json(verdict: Verdict) -> dict[str, Any]:
                 "comm": step.comm,
                 "cause": cause_name(step.cause),
                 "note": step.note,
+                "chain": [_hop_json(hop) for hop in step.chain],
             }
             for step in verdict.waterfall
         ],
@@ -87,6 +90,10 @@ def as_json(verdict: Verdict) -> dict[str, Any]:
 
 def _culprit_json(culprit: Culprit | None) -> dict[str, Any] | None:
     return {**asdict(culprit), "kind": str(culprit.kind)} if culprit else None
+
+
+def _hop_json(hop: Hop) -> dict[str, Any]:
+    return {**asdict(hop), "cause": cause_name(hop.cause)}
 
 
 def _alternative_json(alternative: Alternative) -> dict[str, Any]:
@@ -214,10 +221,16 @@ def _reasoning(verdict: Verdict, width: int) -> list[str]:
         f"{CAUSES[a.cause].label}{f' ({a.culprit.label})' if a.culprit else ''}: {a.why_not}"
         for a in verdict.alternatives
     ]
+    # Each thread, and why it did not go on; all but the last waited for the next.
+    chain = [f"{hop.comm}[{hop.tid}] {CAUSES[hop.cause].label}" for hop in verdict.chain]
+    info = CAUSES[verdict.cause] if verdict.outcome is Outcome.NAMED and verdict.cause is not None else None
     lists = {
+        "chain": " -> ".join(chain),
+        "facts": "; ".join(verdict.facts),
         "alternatives": "; ".join(alternatives),
-        "ruled out": ", ".join(verdict.ruled_out),
+        "ruled out (below 1 ms)": ", ".join(verdict.ruled_out),
         "notes": "; ".join(verdict.trust.notes),
+        "do": info.action.replace("`", "") if info else "",
     }
     return [
         line

@@ -22,10 +22,49 @@ class CycleFlags(IntFlag):
     WAKER_SOFTIRQ = 64
     RUNNER = 128
     THROTTLED = 256
+    MEMSTALL = 512
+    MEMCG = 1024
+    KERNEL_LOCK = 2048
 
 
 class SliceFlags(IntFlag):
     UNFINISHED = 1
+
+
+class ObjectKind(IntEnum):
+    NONE = 0
+    FUTEX = 1
+    FILE = 2
+    DIRECTORY = 3
+    BLOCK_DEVICE = 4
+    CHAR_DEVICE = 5
+    PIPE = 6
+    TCP = 7
+    UNIX = 8
+    SOCKET = 9
+    OTHER = 10
+
+
+class SocketOp(IntEnum):
+    RECEIVE = 0
+    SEND = 1
+    CONNECT = 2
+
+
+class SocketFlags(IntFlag):
+    ACCEPTED = 1
+    FIRST = 2
+    MESSAGE = 4
+    UNACCEPTED = 8
+    ZERO_WINDOW = 16
+    RESET = 32
+    BULK = 64
+    ABORTED = 128
+
+
+class IncidentKind(IntEnum):
+    SIGNAL = 0
+    OOM_KILL = 1
 
 
 class ThreadEventKind(IntEnum):
@@ -45,12 +84,16 @@ class RecordClass(IntEnum):
     SLICE = 1
     THREAD = 2
     SYSCALL = 3
-    COUNT = 4
+    SOCKET = 4
+    CONNECTION = 5
+    BLOCK = 6
+    INCIDENT = 7
+    COUNT = 8
 
 
 RUNNER = np.dtype(
     {
-        "names": ['cgroup_id', 'tid', 'tgid', 'flags', 'pad', 'comm'],
+        "names": ['cgroup_id', 'tid', 'tgid', 'flags', 'prio', 'comm'],
         "formats": [
             "<u8",
             "<u4",
@@ -66,7 +109,7 @@ RUNNER = np.dtype(
 
 THREAD_CYCLE = np.dtype(
     {
-        "names": ['run_mono_ns', 'off_mono_ns', 'ready_mono_ns', 'on_mono_ns', 'irq_ns', 'short_blocked_ns', 'short_runq_ns', 'runner_since_mono_ns', 'short_count', 'tid', 'tgid', 'state', 'syscall_nr', 'flags', 'waker_tid', 'waker_tgid', 'run_cpu', 'wait_cpu', 'pad', 'waker_comm', 'runner'],
+        "names": ['run_mono_ns', 'off_mono_ns', 'ready_mono_ns', 'on_mono_ns', 'irq_ns', 'net_ns', 'reclaim_ns', 'short_blocked_ns', 'short_runq_ns', 'runner_since_mono_ns', 'throttled_ns', 'object', 'short_count', 'minor_faults', 'major_faults', 'tid', 'tgid', 'state', 'syscall_nr', 'flags', 'waker_tid', 'waker_tgid', 'object_kind', 'object_dev', 'prio', 'run_cpu', 'wait_cpu', 'waker_comm', 'runner'],
         "formats": [
             "<i8",
             "<i8",
@@ -76,6 +119,12 @@ THREAD_CYCLE = np.dtype(
             "<i8",
             "<i8",
             "<i8",
+            "<i8",
+            "<i8",
+            "<i8",
+            "<u8",
+            "<u4",
+            "<u4",
             "<u4",
             "<u4",
             "<u4",
@@ -84,14 +133,16 @@ THREAD_CYCLE = np.dtype(
             "<u4",
             "<u4",
             "<u4",
-            "<u2",
-            "<u2",
             "<u4",
+            "<u4",
+            "<u4",
+            "<u2",
+            "<u2",
             "|S16",
             RUNNER,
         ],
-        "offsets": [0, 8, 16, 24, 32, 40, 48, 56, 64, 68, 72, 76, 80, 84, 88, 92, 96, 98, 100, 104, 120],
-        "itemsize": 160,
+        "offsets": [0, 8, 16, 24, 32, 40, 48, 56, 64, 72, 80, 88, 96, 100, 104, 108, 112, 116, 120, 124, 128, 132, 136, 140, 144, 148, 150, 152, 168],
+        "itemsize": 208,
     }
 )
 
@@ -133,7 +184,7 @@ THREAD_EVENT = np.dtype(
 
 THREAD_STATE = np.dtype(
     {
-        "names": ['taken_mono_ns', 'followed_mono_ns', 'run_mono_ns', 'off_mono_ns', 'ready_mono_ns', 'irq_ns', 'short_blocked_ns', 'short_runq_ns', 'total_runq_ns', 'total_blocked_ns', 'total_waits', 'cgroup_id', 'mode', 'tid', 'tgid', 'ns_tid', 'ns_tgid', 'short_count', 'state', 'syscall_nr', 'flags', 'run_cpu', 'wait_cpu', 'waker_tid', 'waker_tgid', 'waker_comm', 'comm'],
+        "names": ['taken_mono_ns', 'followed_mono_ns', 'run_mono_ns', 'off_mono_ns', 'ready_mono_ns', 'irq_ns', 'net_ns', 'reclaim_ns', 'short_blocked_ns', 'short_runq_ns', 'object', 'total_runq_ns', 'total_blocked_ns', 'total_waits', 'cgroup_id', 'mode', 'tid', 'tgid', 'ns_tid', 'ns_tgid', 'short_count', 'state', 'syscall_nr', 'flags', 'object_kind', 'object_dev', 'run_cpu', 'wait_cpu', 'waker_tid', 'waker_tgid', 'waker_comm', 'comm'],
         "formats": [
             "<i8",
             "<i8",
@@ -143,6 +194,9 @@ THREAD_STATE = np.dtype(
             "<i8",
             "<i8",
             "<i8",
+            "<i8",
+            "<i8",
+            "<u8",
             "<i8",
             "<i8",
             "<u8",
@@ -156,6 +210,8 @@ THREAD_STATE = np.dtype(
             "<u4",
             "<i4",
             "<u4",
+            "<u4",
+            "<u4",
             "<u2",
             "<u2",
             "<u4",
@@ -163,8 +219,116 @@ THREAD_STATE = np.dtype(
             "|S16",
             "|S16",
         ],
-        "offsets": [0, 8, 16, 24, 32, 40, 48, 56, 64, 72, 80, 88, 96, 100, 104, 108, 112, 116, 120, 124, 128, 132, 134, 136, 140, 144, 160],
-        "itemsize": 176,
+        "offsets": [0, 8, 16, 24, 32, 40, 48, 56, 64, 72, 80, 88, 96, 104, 112, 120, 124, 128, 132, 136, 140, 144, 148, 152, 156, 160, 164, 166, 168, 172, 176, 192],
+        "itemsize": 208,
+    }
+)
+
+SOCKET_WAIT = np.dtype(
+    {
+        "names": ['from_mono_ns', 'acked_mono_ns', 'retransmit_mono_ns', 'arrived_mono_ns', 'to_mono_ns', 'established_mono_ns', 'socket', 'sent_bytes', 'received_bytes', 'tid', 'tgid', 'op', 'flags', 'retransmits', 'out_of_order', 'srtt_us', 'min_rtt_us', 'rto_us', 'messages', 'local', 'remote', 'local_port', 'remote_port', 'pad'],
+        "formats": [
+            "<i8",
+            "<i8",
+            "<i8",
+            "<i8",
+            "<i8",
+            "<i8",
+            "<u8",
+            "<u8",
+            "<u8",
+            "<u4",
+            "<u4",
+            "<u4",
+            "<u4",
+            "<u4",
+            "<u4",
+            "<u4",
+            "<u4",
+            "<u4",
+            "<u4",
+            "|S16",
+            "|S16",
+            "<u2",
+            "<u2",
+            "<u4",
+        ],
+        "offsets": [0, 8, 16, 24, 32, 40, 48, 56, 64, 72, 76, 80, 84, 88, 92, 96, 100, 104, 108, 112, 128, 144, 146, 148],
+        "itemsize": 152,
+    }
+)
+
+CONNECTION = np.dtype(
+    {
+        "names": ['opened_mono_ns', 'established_mono_ns', 'closed_mono_ns', 'first_byte_mono_ns', 'first_sent_mono_ns', 'socket', 'sent_bytes', 'received_bytes', 'tgid', 'flags', 'messages', 'retransmits', 'out_of_order', 'zero_windows', 'srtt_us', 'min_rtt_us', 'local', 'remote', 'local_port', 'remote_port', 'pad'],
+        "formats": [
+            "<i8",
+            "<i8",
+            "<i8",
+            "<i8",
+            "<i8",
+            "<u8",
+            "<u8",
+            "<u8",
+            "<u4",
+            "<u4",
+            "<u4",
+            "<u4",
+            "<u4",
+            "<u4",
+            "<u4",
+            "<u4",
+            "|S16",
+            "|S16",
+            "<u2",
+            "<u2",
+            "<u4",
+        ],
+        "offsets": [0, 8, 16, 24, 32, 40, 48, 56, 64, 68, 72, 76, 80, 84, 88, 92, 96, 112, 128, 130, 132],
+        "itemsize": 136,
+    }
+)
+
+BLOCK_REQUEST = np.dtype(
+    {
+        "names": ['queued_mono_ns', 'issued_mono_ns', 'completed_mono_ns', 'sector', 'cgroup_id', 'bytes', 'dev', 'op', 'error', 'tid', 'tgid', 'kthread', 'pad', 'comm'],
+        "formats": [
+            "<i8",
+            "<i8",
+            "<i8",
+            "<u8",
+            "<u8",
+            "<u4",
+            "<u4",
+            "<u4",
+            "<u4",
+            "<u4",
+            "<u4",
+            "<u4",
+            "<u4",
+            "|S16",
+        ],
+        "offsets": [0, 8, 16, 24, 32, 40, 44, 48, 52, 56, 60, 64, 68, 72],
+        "itemsize": 88,
+    }
+)
+
+INCIDENT = np.dtype(
+    {
+        "names": ['mono_ns', 'kind', 'signal', 'actor_tid', 'actor_tgid', 'target_tid', 'target_tgid', 'actor_comm', 'target_comm'],
+        "formats": [
+            "<i8",
+            "<u4",
+            "<i4",
+            "<u4",
+            "<u4",
+            "<u4",
+            "<u4",
+            "|S16",
+            "|S16",
+        ],
+        "offsets": [0, 8, 12, 16, 20, 24, 28, 32, 48],
+        "itemsize": 64,
     }
 )
 
@@ -216,6 +380,10 @@ LAYOUTS: dict[str, np.dtype[np.void]] = {
     "cpu_slice": CPU_SLICE,
     "thread_event": THREAD_EVENT,
     "thread_state": THREAD_STATE,
+    "socket_wait": SOCKET_WAIT,
+    "connection": CONNECTION,
+    "block_request": BLOCK_REQUEST,
+    "incident": INCIDENT,
     "syscall_record": SYSCALL_RECORD,
     "syscall_key": SYSCALL_KEY,
     "syscall_hist": SYSCALL_HIST,

@@ -5,14 +5,18 @@ that BPF stamps, so no conversion stands between a span and a kernel record. Thr
 (``gettid``), as the worker's own pid namespace numbers them; the agent translates.
 
 =============  ====================================================================================
-``hello``      first packet of a connection: ``pid``, ``service``, ``service_version``, ``resource``
-``request``    one finished request with its spans and the batch that carried it
+``hello``      first packet of a connection: ``pid``, ``service``, ``service_version``, ``resource``,
+               and where the interpreter's own locks lie (``runtime_locks``, optional)
+``request``    one finished request with its spans and the batch that carried it, and the port of its
+               connection's other end (``pp``, optional)
 ``activation`` a stretch of time in which one thread worked for one batch (``batch``) or one event-loop
                step worked for one request (``step``)
+``pause``      a stretch of time in which one thread did nothing but its runtime's own work (``gc``)
 ``drops``      how many messages this process has dropped since it started (cumulative)
 =============  ====================================================================================
 
-Decoding validates everything and raises :class:`~tailspan.errors.MessageError`; the agent counts and drops.
+Decoding validates everything and raises :class:`~tailspan.errors.MessageError`; the agent counts and drops. An
+optional key may be absent: the client may be older than the agent.
 """
 
 from __future__ import annotations
@@ -31,6 +35,7 @@ MAX_PACKET = 32 * 1024
 MAX_SPANS = 256
 MAX_TEXT = 256
 MAX_RESOURCE = 64
+MAX_RUNTIME_LOCKS = 16
 
 
 class SpanKind(IntEnum):
@@ -44,6 +49,10 @@ class SpanKind(IntEnum):
 class ActivationKind(IntEnum):
     BATCH = 0  #: the thread executed a batch; ``owner`` is the batch id
     STEP = 1  #: the event loop ran one callback; ``owner`` is the request's span id, 0 when it served none
+
+
+class PauseKind(IntEnum):
+    GC = 0  #: the garbage collector ran on the thread
 
 
 @dataclass(slots=True)
@@ -61,6 +70,8 @@ class Hello:
     service: str
     service_version: str = ""
     resource: dict[str, str] = field(default_factory=dict)
+    #: [first, past) of the addresses at which its interpreter's own locks lie, such as CPython's GIL
+    runtime_locks: list[list[int]] = field(default_factory=list)
 
 
 @dataclass(slots=True)
@@ -82,6 +93,7 @@ class Request:
     batch_size: int = 0
     batch_capacity: int = 0
     spans: list[Span] = field(default_factory=list)
+    peer_port: int = 0  #: of the other end of the connection that it came on; 0 when unknown
 
 
 @dataclass(slots=True)
@@ -97,11 +109,20 @@ class Activation:
 
 
 @dataclass(slots=True)
+class Pause:
+    kind: PauseKind
+    tid: int
+    start_mono_ns: int
+    end_mono_ns: int
+    generation: int  #: the oldest that was collected
+
+
+@dataclass(slots=True)
 class Drops:
     count: int  #: cumulative for the process
 
 
-Message = Hello | Request | Activation | Drops
+Message = Hello | Request | Activation | Pause | Drops
 
 
 def encode(message: Message) -> bytes:
@@ -126,6 +147,7 @@ def encode(message: Message) -> bytes:
             "as": message.asynchronous,
             "b": [message.batch_id, message.batch_size, message.batch_capacity],
             "x": [[s.name, int(s.kind), s.tid, s.start_mono_ns, s.end_mono_ns] for s in message.spans],
+            "pp": message.peer_port,
         }
     elif isinstance(message, Activation):
         body = {
@@ -139,6 +161,16 @@ def encode(message: Message) -> bytes:
             "n": message.name,
             "b": [message.size, message.capacity],
         }
+    elif isinstance(message, Pause):
+        body = {
+            "v": VERSION,
+            "k": "pause",
+            "p": int(message.kind),
+            "t": message.tid,
+            "s": message.start_mono_ns,
+            "e": message.end_mono_ns,
+            "g": message.generation,
+        }
     elif isinstance(message, Hello):
         body = {
             "v": VERSION,
@@ -147,6 +179,7 @@ def encode(message: Message) -> bytes:
             "service": message.service,
             "service_version": message.service_version,
             "resource": message.resource,
+            "runtime_locks": message.runtime_locks,
         }
     else:
         body = {"v": VERSION, "k": "drops", "c": message.count}
@@ -175,6 +208,8 @@ def decode(packet: bytes) -> Message:
         return _request(body)
     if kind == "activation":
         return _activation(body)
+    if kind == "pause":
+        return _pause(body)
     if kind == "hello":
         return _hello(body)
     if kind == "drops":
@@ -206,6 +241,7 @@ def _request(body: dict[str, Any]) -> Request:
         batch_size=_as_uint(batch[1], "b", 32),
         batch_capacity=_as_uint(batch[2], "b", 32),
         spans=[_span(item) for item in spans],
+        peer_port=_as_uint(body.get("pp", 0), "pp", 16),
     )
 
 
@@ -243,6 +279,16 @@ def _activation(body: dict[str, Any]) -> Activation:
     )
 
 
+def _pause(body: dict[str, Any]) -> Pause:
+    start, end = _window(body)
+    number = _uint(body, "p", 32)
+    try:
+        kind = PauseKind(number)
+    except ValueError:
+        raise MessageError("field", f"p: no pause kind {number}") from None
+    return Pause(kind, _uint(body, "t", 32), start, end, _uint(body, "g", 32))
+
+
 def _hello(body: dict[str, Any]) -> Hello:
     resource = body.get("resource")
     if not isinstance(resource, dict) or len(resource) > MAX_RESOURCE:
@@ -254,7 +300,20 @@ def _hello(body: dict[str, Any]) -> Hello:
         _text(body, "service"),
         _text(body, "service_version"),
         {k[:MAX_TEXT]: v[:MAX_TEXT] for k, v in resource.items()},
+        _ranges(body, "runtime_locks", MAX_RUNTIME_LOCKS),
     )
+
+
+def _ranges(body: dict[str, Any], key: str, limit: int) -> list[list[int]]:
+    value = body.get(key, [])
+    if not isinstance(value, list) or len(value) > limit:
+        raise MessageError("field", f"{key}: a list of at most {limit} ranges")
+    for item in value:
+        if not isinstance(item, list) or len(item) != 2:
+            raise MessageError("field", f"{key}: a range is [first, past]")
+        if _as_uint(item[0], key, 63) >= _as_uint(item[1], key, 63):
+            raise MessageError("field", f"{key}: a range ends before it starts")
+    return value
 
 
 def _window(body: dict[str, Any]) -> tuple[int, int]:

@@ -109,6 +109,7 @@ class Handler(BaseHTTPRequestHandler):
                 request_id=self.headers.get("x-request-id", ""),
                 model=model.NAME,
                 model_version=model.VERSION,
+                peer=self.client_address[:2],
             ) as request,
         ):
             try:

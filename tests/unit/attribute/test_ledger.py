@@ -6,9 +6,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tailspan.attribute.causes import Cause
+from tailspan.attribute.judge import judge
 from tailspan.attribute.ledger import account, ledgers
+from tailspan.timeline.arrivals import began
 from tailspan.timeline.evidence import Evidence
-from tailspan.wire.events import CycleFlags
+from tailspan.wire.events import CycleFlags, ObjectKind, SocketFlags
 from tailspan.wire.spans import SpanKind
 from tests.timelines import MS, Timeline
 
@@ -95,10 +97,12 @@ def test_a_thread_of_which_nothing_more_is_heard_is_unknown_not_running() -> Non
 def test_own_quota_comes_before_any_neighbour() -> None:
     t = Timeline()
     t.request(0, 20, WORKER)
-    t.waits(WORKER, 5, 15, cpu=0, flags=CycleFlags.THROTTLED)
+    t.waits(WORKER, 5, 15, cpu=0, flags=CycleFlags.THROTTLED, throttled_ns=7 * MS)
     t.slice(0, 5, 15, tgid=9001, comm="neighbour")
 
-    assert ledger(t.evidence()) == {Cause.ON_CPU: 10, Cause.THROTTLED: 10}
+    t.waits(WORKER, 16, 18, cpu=0, flags=CycleFlags.THROTTLED)
+    # Once there is quota again, the neighbour is who has the CPU.
+    assert ledger(t.evidence()) == {Cause.ON_CPU: 8, Cause.THROTTLED: 9, Cause.RUN_QUEUE: 3}
 
 
 def test_interrupts_and_short_waits_come_out_of_the_turn_they_rode_on() -> None:
@@ -288,7 +292,12 @@ def timelines(draw: st.DrawFn) -> Timeline:
     tid = st.integers(1, 4)
     for _ in range(draw(st.integers(1, 4))):
         start, end = sorted((draw(time), draw(time)))
-        row = t.request(start, end + 0.001, draw(tid), asynchronous=draw(st.integers(0, 1)))
+        came = draw(st.one_of(st.just(0), st.integers(1, max(round(start * MS), 1))))
+        row = t.request(start, end + 0.001, draw(tid), asynchronous=draw(st.integers(0, 1)), arrived_mono_ns=came)
+        if came:
+            read = draw(time)
+            flags = SocketFlags.ACCEPTED | SocketFlags.MESSAGE | draw(st.sampled_from((0, SocketFlags.UNACCEPTED)))
+            t.socket(9, 0, read, draw(tid), arrived_at=came / MS, flags=flags)
         for _ in range(draw(st.integers(0, 4))):
             a, b = sorted((draw(time), draw(time)))
             t.span(row, "s", a, b, draw(st.integers(0, 5)), draw(st.sampled_from(SpanKind)))
@@ -303,7 +312,14 @@ def timelines(draw: st.DrawFn) -> Timeline:
             elif kind == 1:
                 t.waits(thread, off, on, cpu=draw(st.integers(0, 1)), irq_ns=draw(st.integers(0, 30 * MS)))
             else:
-                extra = {"short_runq_ns": draw(st.integers(0, 9 * MS)), "flags": draw(st.integers(0, 511))}
+                extra = {
+                    "short_runq_ns": draw(st.integers(0, 9 * MS)),
+                    "reclaim_ns": draw(st.integers(0, 9 * MS)),
+                    "flags": draw(st.integers(0, 4095)),
+                    "object_kind": draw(st.sampled_from(ObjectKind)),
+                    "object": draw(st.integers(1, 2)),
+                    "syscall": draw(st.sampled_from(("futex", "read", "wait4", "nanosleep"))),
+                }
                 t.blocks(thread, off, ready, on, waker=draw(st.integers(0, 4)), **extra)
             at = on
         if draw(st.booleans()):
@@ -313,6 +329,10 @@ def timelines(draw: st.DrawFn) -> Timeline:
         t.slice(draw(st.integers(0, 1)), start, end, tgid=draw(st.integers(0, 3)), comm="x")
         t.batch(draw(st.integers(1, 3)), start, end, draw(tid))
         t.step(draw(st.integers(-1, 3)), start, end, draw(tid))
+        t.pause(start, end, draw(tid))
+        t.sample(start, end, draw(st.integers(0, 1)), busy=draw(time), steal=draw(time))
+        t.socket(draw(st.integers(1, 2)), start, end, draw(tid), arrived_at=draw(time), acked_at=draw(time))
+    t.meta.runtime_locks = {"100": [[1, 2]]}
     return t
 
 
@@ -324,11 +344,13 @@ def test_every_ledger_sums_to_the_wall_time_and_its_stretches_tile_it(timeline: 
     found = account(evidence)
     table = ledgers(found, len(evidence.requests))
 
-    walls = evidence.requests["end_mono_ns"] - evidence.requests["start_mono_ns"]
+    begins = began(evidence.requests)
+    walls = evidence.requests["end_mono_ns"] - begins
     assert np.array_equal(table.sum(axis=1), walls)
     assert (table >= 0).all()
     for index, request in enumerate(evidence.requests):
-        rows = found.of_request(index).rows
-        assert rows["start"][0] == request["start_mono_ns"]
+        rows = found.rows[found.rows["request"] == index]
+        assert rows["start"][0] == begins[index]
         assert rows["end"][-1] == request["end_mono_ns"]
         assert np.array_equal(rows["start"][1:], rows["end"][:-1])
+    judge(evidence)  # words can be made of whatever the evidence is

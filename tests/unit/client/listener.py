@@ -6,7 +6,7 @@ import socket
 from pathlib import Path
 from typing import TypeVar
 
-from tailspan.wire.spans import Hello, Message, decode
+from tailspan.wire.spans import Hello, Message, Pause, decode
 
 BUDGET_S = 10.0
 
@@ -14,16 +14,23 @@ M = TypeVar("M", bound=Message)
 
 
 class Peer:
-    """One accepted connection."""
+    """One accepted connection. ``heard``: all that was received, in order.
+
+    Pauses are found there only: when a process collects its garbage is no part of what most tests are about.
+    """
 
     def __init__(self, sock: socket.socket) -> None:
+        self.heard: list[Message] = []
         self._sock = sock
         self._sock.settimeout(BUDGET_S)
 
     def receive(self) -> Message | None:
         """The next message; None when the worker's end is closed. Fails the test when none comes in time."""
-        packet = self._sock.recv(1 << 16)
-        return decode(packet) if packet else None
+        while packet := self._sock.recv(1 << 16):
+            self.heard.append(decode(packet))
+            if not isinstance(self.heard[-1], Pause):
+                return self.heard[-1]
+        return None
 
     def expect(self, kind: type[M]) -> M:
         message = self.receive()
@@ -32,11 +39,11 @@ class Peer:
 
     def waiting(self) -> list[Message]:
         """All that has arrived already."""
-        messages = []
+        messages: list[Message] = []
         self._sock.setblocking(False)
         try:
-            while packet := self._sock.recv(1 << 16):
-                messages.append(decode(packet))
+            while (message := self.receive()) is not None:
+                messages.append(message)
         except BlockingIOError:
             pass
         finally:

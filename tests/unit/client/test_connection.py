@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import tailspan.client
-from tailspan.client import Client
+from tailspan.client import Client, runtime
 from tailspan.client.connection import Connection
 from tailspan.wire.spans import Drops, Hello, Message, Request
 
@@ -34,7 +34,7 @@ def requests(messages: list[Message]) -> list[str]:
 def test_the_first_packet_is_a_hello(listener: Listener, connect: Callable[[], Client]) -> None:
     connect()
     _, hello = listener.accept_and_greet()
-    assert hello == Hello(os.getpid(), "resnet", "3", {"host.name": "a"})
+    assert hello == Hello(os.getpid(), "resnet", "3", {"host.name": "a"}, runtime.locks())
 
 
 def test_the_socket_is_found_by_the_environment(listener: Listener, monkeypatch: pytest.MonkeyPatch) -> None:

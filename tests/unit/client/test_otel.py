@@ -13,6 +13,7 @@ from opentelemetry.context import Context
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
 from opentelemetry.trace import NonRecordingSpan, SpanContext, Status, StatusCode, TraceFlags, Tracer
+from opentelemetry.trace import SpanKind as OtelSpanKind
 
 from tailspan.client import Client, otel
 from tailspan.wire.spans import MAX_SPANS, Activation, Drops, Request, SpanKind
@@ -99,6 +100,42 @@ def test_an_attribute_of_the_wrong_type_costs_only_itself(
     request = peer.expect(Request)
     assert request.batch_id == 0
     assert [s.name for s in request.spans] == ["run"]
+    assert client.dropped == 1
+
+
+@pytest.mark.parametrize(
+    ("attributes", "port"),
+    [
+        ({"client.port": 41234}, 41234),
+        ({"net.peer.port": 41234}, 41234),
+        ({"client.port": 443, "network.peer.port": 41234}, 41234),
+        ({}, 0),
+    ],
+)
+def test_the_port_of_the_other_end_is_read_from_the_requests_own_span(
+    client_and_peer: tuple[Client, Peer], tracer: Tracer, attributes: dict[str, int], port: int
+) -> None:
+    with (
+        tracer.start_as_current_span("r", kind=OtelSpanKind.SERVER, attributes=attributes),
+        tracer.start_as_current_span("upstream", kind=OtelSpanKind.CLIENT, attributes={"network.peer.port": 443}),
+    ):
+        pass
+    assert client_and_peer[1].expect(Request).peer_port == port
+
+
+def test_a_root_that_calls_names_its_server_and_no_caller(
+    client_and_peer: tuple[Client, Peer], tracer: Tracer
+) -> None:
+    with tracer.start_as_current_span("r", kind=OtelSpanKind.CLIENT, attributes={"network.peer.port": 443}):
+        pass
+    assert client_and_peer[1].expect(Request).peer_port == 0
+
+
+def test_a_port_that_is_none_costs_only_itself(client_and_peer: tuple[Client, Peer], tracer: Tracer) -> None:
+    client, peer = client_and_peer
+    with tracer.start_as_current_span("r", attributes={"client.port": "http"}):
+        pass
+    assert peer.expect(Request).peer_port == 0
     assert client.dropped == 1
 
 

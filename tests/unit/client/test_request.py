@@ -95,6 +95,34 @@ def test_a_batch_is_told_by_its_requests_and_by_its_thread(client_and_peer: tupl
     assert (message.batch_id, message.batch_size, message.batch_capacity) == (5512, 5, 8)
 
 
+@pytest.mark.parametrize(
+    ("peer", "port"),
+    [
+        (("10.0.0.7", 41234), 41234),
+        (("::1", 41234, 0, 0), 41234),
+        (("10.0.0.7", np.uint16(41234)), 41234),
+        ("", 0),  # what getpeername() gives for a unix socket
+        (None, 0),
+    ],
+)
+def test_the_port_of_the_other_end_is_told(client_and_peer: tuple[Client, Peer], peer: Any, port: int) -> None:
+    client, ear = client_and_peer
+    with client.request("r", peer=peer):
+        pass
+    assert ear.expect(Request).peer_port == port
+    assert client.dropped == 0
+
+
+@pytest.mark.parametrize("peer", ["10.0.0.7:41234", ("10.0.0.7", 65536), ("10.0.0.7",), 41234, ("a", None)])
+def test_a_wrong_peer_costs_only_itself(client_and_peer: tuple[Client, Peer], peer: Any) -> None:
+    client, ear = client_and_peer
+    with client.request("r", peer=peer) as request, request.span("s"):
+        pass
+    message = ear.expect(Request)
+    assert (message.peer_port, len(message.spans)) == (0, 1)
+    assert ear.expect(Drops).count == 1
+
+
 def test_an_exception_passes_through_and_makes_the_request_an_error(client_and_peer: tuple[Client, Peer]) -> None:
     client, peer = client_and_peer
     with (

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 import shutil
+import signal
 import subprocess
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 from prometheus_client import generate_latest
 from prometheus_client.openmetrics.exposition import generate_latest as generate_openmetrics
@@ -15,6 +17,8 @@ from tailspan.attribute.causes import N_CAUSES, Cause
 from tailspan.attribute.verdict import Outcome
 from tailspan.export import semconv
 from tailspan.export.prometheus import Metrics
+from tailspan.timeline.evidence import Table
+from tailspan.wire.events import CONNECTION, INCIDENT, SOCKET_WAIT, IncidentKind, SocketFlags, SocketOp
 
 TRACE_ID = "4bf92f3577b34da6a3ce929d0e0e4736"
 
@@ -23,12 +27,49 @@ def _value(metrics: Metrics, sample: str, /, **labels: str) -> float | None:
     return metrics.registry.get_sample_value(sample, labels)
 
 
+MS = 1_000_000
+
+
+def _rows(dtype: np.dtype[np.void], count: int, **columns: int) -> Table:
+    rows = np.zeros(count, dtype)
+    for name, value in columns.items():
+        rows[name] = value
+    return rows
+
+
+def _connections(count: int, **columns: int) -> Table:
+    """Opened by this side, established after 3 ms, answered 40 ms after the first byte, closed after 2 s."""
+    times = {"opened": 1000, "established": 1003, "first_sent": 1004, "first_byte": 1044, "closed": 3000}
+    given = {f"{name}_mono_ns": at * MS for name, at in times.items()}
+    return _rows(CONNECTION, count, **{**given, "messages": 7, **columns})
+
+
+def _waits(count: int, **columns: int) -> Table:
+    """Accepted connections whose first bytes came 2 ms after the handshake and were read 30 ms after it."""
+    given = {
+        "from_mono_ns": 1000 * MS,
+        "arrived_mono_ns": 1002 * MS,
+        "to_mono_ns": 1030 * MS,
+        "established_mono_ns": 1000 * MS,
+        "op": SocketOp.RECEIVE,
+        "flags": SocketFlags.ACCEPTED | SocketFlags.FIRST | SocketFlags.MESSAGE | SocketFlags.UNACCEPTED,
+    }
+    rows = _rows(SOCKET_WAIT, count, **{**given, **columns})
+    if not columns:  # every other one is an upstream's
+        rows["flags"][::2] = SocketFlags.MESSAGE
+    return rows
+
+
 def _fill(metrics: Metrics) -> None:
     """Every metric gets a sample."""
     metrics.request("infer", "resnet50", "3", "ok", 0.4123, TRACE_ID)
     metrics.ledger("infer", [1_000_000] * N_CAUSES)
     metrics.verdict(Cause.RUN_QUEUE, Outcome.NAMED, 0.05)
-    metrics.records(1009, 101)
+    metrics.records({"cycle": 1009, "slice": 101})
+    metrics.connections(_connections(23))
+    metrics.socket_waits(_waits(23))
+    metrics.incidents(np.zeros(3, INCIDENT))
+    metrics.host_tcp({part: 23 for parts in semconv.HOST_TCP.values() for part in parts})
     metrics.forgotten(3)
     metrics.unjudged()
     metrics.lost("cycle", 23)
@@ -174,3 +215,139 @@ def test_promtool_has_no_complaint(metrics: Metrics) -> None:
         ["promtool", "check", "metrics"], input=generate_latest(metrics.registry), capture_output=True, check=False
     )
     assert (done.returncode, done.stderr) == (0, b"")
+
+
+def test_records_are_counted_by_class(metrics: Metrics) -> None:
+    metrics.records({"cycle": 23, "incident": 0})
+    metrics.records({"cycle": 101})
+
+    assert _value(metrics, "tailspan_records_total", **{"class": "cycle"}) == 124
+    assert _value(metrics, "tailspan_records_total", **{"class": "incident"}) == 0
+    assert _value(metrics, "tailspan_records_total", **{"class": "block"}) is None
+
+
+def test_array_histogram_agrees_with_prometheus_clients_own(metrics: Metrics) -> None:
+    # GIVEN durations on bounds, beside them, beyond them and backwards
+    durations_ns = [
+        -5000 * MS,
+        0,
+        100_000,
+        100_001,
+        199_999,
+        5 * MS,
+        9_999 * MS,
+        10_000 * MS,
+        10_001 * MS,
+        3600_000 * MS,
+    ]
+    rows = _waits(len(durations_ns), arrived_mono_ns=1000 * MS)
+    rows["to_mono_ns"] = np.array(durations_ns) + 1000 * MS
+
+    # WHEN they are observed at once, in two calls, and one by one
+    metrics.socket_waits(rows[:3])
+    metrics.socket_waits(rows[3:])
+    for duration_ns in durations_ns:
+        metrics.verdict(None, Outcome.NORMAL, max(duration_ns, 0) / 1e9)
+
+    # THEN both have the same buckets, count and sum
+    names = [f"{bound}" for bound in (*semconv.DURATION_BUCKETS, "+Inf")]
+    for name in names:
+        ours = _value(metrics, "tailspan_tcp_unread_wait_seconds_bucket", le=name)
+        assert ours == _value(metrics, "tailspan_verdict_latency_seconds_bucket", le=name) is not None
+    for part in ("count", "sum"):
+        assert _value(metrics, f"tailspan_tcp_unread_wait_seconds_{part}") == pytest.approx(
+            _value(metrics, f"tailspan_verdict_latency_seconds_{part}")
+        )
+
+
+def test_connections_are_counted_by_role(metrics: Metrics) -> None:
+    # GIVEN 23 accepted connections of 7 requests each, 11 that were opened, 5 refused, 3 older than the agent
+    accepted = _connections(23, flags=SocketFlags.ACCEPTED | SocketFlags.RESET, zero_windows=2)
+    refused = _connections(5, established_mono_ns=0, first_byte_mono_ns=0, messages=0)
+    unseen = _connections(3, opened_mono_ns=0, established_mono_ns=0)
+    for rows in (accepted, _connections(11, retransmits=13), refused, unseen):
+        metrics.connections(rows)
+
+    def counted(what: str) -> list[float | None]:
+        roles = ("accepted", "connected", "failed", "unseen")
+        return [_value(metrics, f"tailspan_tcp_{what}_total", role=role) for role in roles]
+
+    # THEN each is counted once, and so is what happened on it
+    assert counted("connections") == [23, 11, 5, 3]
+    assert counted("messages") == [23 * 7, 11 * 7, 0, 3 * 7]
+    assert counted("retransmits") == [0, 11 * 13, 0, 0]
+    assert counted("resets") == [23, 0, 0, 0]
+    assert counted("zero_windows") == [46, 0, 0, 0]
+
+
+def test_only_connections_that_were_seen_and_opened_here_are_timed(metrics: Metrics) -> None:
+    metrics.connections(_connections(7))
+    metrics.connections(_connections(5, flags=SocketFlags.ACCEPTED))
+    metrics.connections(_connections(3, opened_mono_ns=0, established_mono_ns=0))
+    metrics.connections(_connections(2, first_byte_mono_ns=1001 * MS))  # the peer speaks first: no answer to time
+
+    assert _value(metrics, "tailspan_tcp_connect_duration_seconds_count") == 9
+    assert _value(metrics, "tailspan_tcp_connect_duration_seconds_sum") == pytest.approx(9 * 0.003)
+    assert _value(metrics, "tailspan_tcp_time_to_first_byte_seconds_count") == 7
+    assert _value(metrics, "tailspan_tcp_time_to_first_byte_seconds_sum") == pytest.approx(7 * 0.040)
+    lifetimes = "tailspan_tcp_connection_duration_seconds_bucket"
+    assert _value(metrics, lifetimes, role="connected", le="1.0") == 0
+    assert _value(metrics, lifetimes, role="connected", le="10.0") == 9
+    assert _value(metrics, lifetimes, role="accepted", le="+Inf") == 5
+    assert _value(metrics, lifetimes, role="unseen", le="+Inf") is None
+
+
+def test_a_peer_that_says_nothing_is_not_an_accept_queue_that_is_full(metrics: Metrics) -> None:
+    # GIVEN connections that lay in the queue for 30 ms, and such that were accepted and then idle for as long
+    in_time = SocketFlags.ACCEPTED | SocketFlags.FIRST | SocketFlags.MESSAGE
+    metrics.socket_waits(_waits(7, flags=in_time | SocketFlags.UNACCEPTED))
+    metrics.socket_waits(_waits(11, flags=in_time))
+    metrics.socket_waits(_waits(13, flags=SocketFlags.ACCEPTED | SocketFlags.MESSAGE))  # their second requests
+
+    assert _value(metrics, "tailspan_tcp_accept_wait_seconds_bucket", le="0.0001") == 11
+    assert _value(metrics, "tailspan_tcp_accept_wait_seconds_bucket", le="0.02") == 11
+    assert _value(metrics, "tailspan_tcp_accept_wait_seconds_bucket", le="0.05") == 18
+    assert _value(metrics, "tailspan_tcp_accept_wait_seconds_count") == 18
+    # AND what was unread was so from its arrival on
+    assert _value(metrics, "tailspan_tcp_unread_wait_seconds_sum") == pytest.approx(31 * 0.028)
+
+
+def test_an_upstreams_answer_is_timed_only_where_it_is_an_answer(metrics: Metrics) -> None:
+    metrics.socket_waits(_waits(7, flags=SocketFlags.MESSAGE, arrived_mono_ns=1020 * MS))
+    metrics.socket_waits(_waits(2, flags=SocketFlags.MESSAGE, op=SocketOp.SEND))
+    metrics.socket_waits(_waits(3, flags=SocketFlags.ZERO_WINDOW))  # more of the same answer
+    metrics.socket_waits(_waits(5, flags=SocketFlags.MESSAGE, arrived_mono_ns=0))
+    metrics.socket_waits(_waits(11, flags=SocketFlags.MESSAGE, established_mono_ns=0))  # perhaps a request
+
+    assert _value(metrics, "tailspan_tcp_upstream_answer_seconds_count") == 7
+    assert _value(metrics, "tailspan_tcp_upstream_answer_seconds_sum") == pytest.approx(7 * 0.020)
+    assert _value(metrics, "tailspan_tcp_unread_wait_seconds_count") is None
+
+
+def test_incidents_are_counted_by_kind_and_begin_at_0(metrics: Metrics) -> None:
+    kinds = ("oom_kill", "stop", "continue", "terminate")
+
+    def counted() -> list[float | None]:
+        return [_value(metrics, "tailspan_incidents_total", kind=kind) for kind in kinds]
+
+    assert counted() == [None] * 4
+    metrics.incidents(np.empty(0, INCIDENT))
+    assert counted() == [0] * 4
+
+    killed = _rows(INCIDENT, 2, kind=IncidentKind.OOM_KILL, signal=signal.SIGKILL)
+    numbers = (signal.SIGSTOP, signal.SIGTSTP, signal.SIGTTIN, signal.SIGCONT, signal.SIGTERM)
+    for rows in (killed, *(_rows(INCIDENT, 1, kind=IncidentKind.SIGNAL, signal=number) for number in numbers)):
+        metrics.incidents(rows)
+    assert counted() == [2, 3, 1, 1]
+
+
+def test_a_total_that_the_kernel_does_not_keep_is_absent_and_not_0(metrics: Metrics) -> None:
+    metrics.host_tcp({"Tcp:RetransSegs": 3037, "TCP:inuse": 11, "TCP6:inuse": 2, "TCP:tw": 0})
+    assert _value(metrics, "tailspan_host_tcp_retransmitted_segments_total") == 3037
+    assert _value(metrics, "tailspan_host_tcp_sockets") == 13
+    assert _value(metrics, "tailspan_host_tcp_time_wait_sockets") == 0
+    assert _value(metrics, "tailspan_host_tcp_timeouts_total") is None
+
+    metrics.host_tcp({"TCP:inuse": 11})
+    assert _value(metrics, "tailspan_host_tcp_sockets") == 11
+    assert _value(metrics, "tailspan_host_tcp_retransmitted_segments_total") is None

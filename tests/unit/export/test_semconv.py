@@ -58,3 +58,17 @@ def test_duration_buckets_are_1_2_5_from_100_microseconds_to_10_seconds() -> Non
     assert [f"{bound:g}" for bound in bounds[:4]] == ["0.0001", "0.0002", "0.0005", "0.001"]
     assert (len(bounds), bounds[-1]) == (16, 10.0)
     assert list(bounds) == sorted(set(bounds))
+
+
+def test_every_host_total_has_its_parts_in_the_kernels_words() -> None:
+    host = {metric for metric in semconv.METRICS if metric.name.startswith("tailspan_host_tcp_")}
+    assert set(semconv.HOST_TCP) == host
+    for parts in semconv.HOST_TCP.values():
+        assert parts
+        assert all(re.fullmatch(r"(Tcp|TcpExt|TCP|TCP6):\w+", part) for part in parts)
+
+
+def test_histograms_of_connections_reach_from_milliseconds_to_hours() -> None:
+    bounds = semconv.LIFETIME_BUCKETS
+    assert (bounds[0], bounds[-1]) == (0.001, 6 * 3600.0)
+    assert list(bounds) == sorted(set(bounds))

@@ -5,7 +5,18 @@ from tailspan.timeline.tables import LOSS_CLIENT
 from tailspan.timeline.threads import Threads
 from tailspan.timeline.window import Strings
 from tailspan.wire.events import THREAD_STATE
-from tailspan.wire.spans import Activation, ActivationKind, Drops, Hello, Message, Request, Span, SpanKind
+from tailspan.wire.spans import (
+    Activation,
+    ActivationKind,
+    Drops,
+    Hello,
+    Message,
+    Pause,
+    PauseKind,
+    Request,
+    Span,
+    SpanKind,
+)
 
 TGID = 900
 NOW = 10**15
@@ -18,6 +29,11 @@ def inbox() -> Inbox:
     threads = Threads()
     threads.see(states)
     return Inbox(threads, Strings())
+
+
+def pause(**fields: int) -> Pause:
+    base = {"tid": 4, "start_mono_ns": NOW - 30, "end_mono_ns": NOW - 20, "generation": 2}
+    return Pause(PauseKind.GC, **(base | fields))
 
 
 def request(**fields: object) -> Request:
@@ -36,14 +52,41 @@ def test_a_request_becomes_a_row_with_the_hosts_thread_ids() -> None:
         Span("queue", SpanKind.QUEUED, 0, NOW - 90, NOW - 50),
     ]
 
-    rows = box.rows(received(Hello(4, "resnet"), request(spans=spans, batch_id=3, batch_size=2)))
+    rows = box.rows(received(Hello(4, "resnet"), request(spans=spans, batch_id=3, peer_port=41234)))
 
     assert rows.requests["tid"].tolist() == [905]
     assert rows.requests["tgid"].tolist() == [TGID]
     assert rows.spans["tid"].tolist() == [905, 0]
     assert rows.spans["request"].tolist() == [0, 0]
+    assert rows.requests["peer_port"].tolist() == [41234]
+    assert rows.requests["arrived_mono_ns"].tolist() == [0]
+    assert rows.requests["sampled"].tolist() == [1]
+    assert rows.requests["asynchronous"].tolist() == [0]
     assert not box.dropped
     assert box.resources[TGID]["service.name"] == "resnet"
+
+
+def test_a_pause_becomes_a_row_and_names_its_thread() -> None:
+    states = np.zeros(1, THREAD_STATE)
+    states["tid"], states["tgid"], states["ns_tid"] = 905, TGID, 4
+    threads = Threads()
+    threads.see(states)
+    assert threads.rows(0)["named"].tolist() == [0]
+
+    rows = Inbox(threads, Strings()).rows(received(pause()))
+
+    assert rows.pauses.tolist() == [(NOW - 30, NOW - 20, 905, TGID, PauseKind.GC, 2)]
+    assert threads.rows(0)["named"].tolist() == [1]
+
+
+def test_where_the_runtimes_locks_lie_is_kept_by_process() -> None:
+    box = inbox()
+
+    box.rows(received(Hello(4, "resnet", runtime_locks=[[5, 7]])))
+    assert box.runtime_locks == {TGID: [[5, 7]]}
+
+    box.rows(received(Hello(4, "not Python now")))
+    assert box.runtime_locks == {TGID: []}
 
 
 def test_a_thread_that_is_not_the_senders_is_unknown_and_counted() -> None:
@@ -60,11 +103,13 @@ def test_what_cannot_be_true_of_time_is_dropped_and_counted() -> None:
     long = {"start_mono_ns": 0, "end_mono_ns": MAX_REQUEST_NS + 1}
     step = Activation(ActivationKind.STEP, 4, NOW - 10, NOW + 10, 1)
 
-    rows = box.rows(received(request(**long), request(end_mono_ns=NOW + 1), step))
+    pauses = pause(start_mono_ns=0, end_mono_ns=MAX_REQUEST_NS + 1), pause(end_mono_ns=NOW + 1)
+    rows = box.rows(received(request(**long), request(end_mono_ns=NOW + 1), step, *pauses))
 
     assert not len(rows.requests)
     assert not len(rows.activations)
-    assert box.dropped == {"too_long": 1, "future": 2}
+    assert not len(rows.pauses)
+    assert box.dropped == {"too_long": 2, "future": 3}
 
 
 def test_what_a_client_dropped_is_a_loss_since_it_last_said_so() -> None:
@@ -90,3 +135,4 @@ def test_a_process_that_is_gone_is_forgotten() -> None:
     box.forget(TGID)
 
     assert not box.resources
+    assert not box.runtime_locks

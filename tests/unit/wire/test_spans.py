@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from tailspan.errors import MessageError
 from tailspan.wire.spans import (
     MAX_PACKET,
+    MAX_RUNTIME_LOCKS,
     MAX_SPANS,
     MAX_TEXT,
     Activation,
@@ -19,6 +20,8 @@ from tailspan.wire.spans import (
     Drops,
     Hello,
     Message,
+    Pause,
+    PauseKind,
     Request,
     Span,
     SpanKind,
@@ -50,12 +53,16 @@ def a_request(**changes: Any) -> Request:
     return Request(**(fields | changes))
 
 
+A_PAUSE = Pause(PauseKind.GC, 4711, 4_000, 8_000, 2)
+
 MESSAGES: list[Message] = [
     a_request(),
-    a_request(sampled=False, asynchronous=True, status="error", spans=[]),
+    a_request(sampled=False, asynchronous=True, status="error", spans=[], peer_port=65535),
     Activation(ActivationKind.BATCH, 4712, 4_000, 8_000, 5512, "infer", 5, 8),
     Activation(ActivationKind.STEP, 4712, 4_000, 8_000, 2**64 - 1),
     Hello(42, "resnet", "3", {"host.name": "a"}),
+    Hello(42, "resnet", runtime_locks=[[0xA5B740, 0xA84260], [0, 2**63 - 1]]),
+    A_PAUSE,
     Drops(23),
 ]
 
@@ -108,11 +115,34 @@ def test_a_request_of_64_spans_takes_under_4_kib() -> None:
         (Hello(1, "s"), {"resource": {"k": 1}}, "field"),
         (Hello(1, "s"), {"resource": {str(n): "" for n in range(65)}}, "field"),
         (Hello(1, "s"), {"pid": "1"}, "field"),
+        (a_request(), {"pp": 65536}, "field"),
+        (a_request(), {"pp": None}, "field"),
+        (Hello(1, "s"), {"runtime_locks": None}, "field"),
+        (Hello(1, "s"), {"runtime_locks": {}}, "field"),
+        (Hello(1, "s"), {"runtime_locks": [[1]]}, "field"),
+        (Hello(1, "s"), {"runtime_locks": [5]}, "field"),
+        (Hello(1, "s"), {"runtime_locks": [[2, 2]]}, "field"),
+        (Hello(1, "s"), {"runtime_locks": [[1, 2.0]]}, "field"),
+        (Hello(1, "s"), {"runtime_locks": [[1, 2**63]]}, "field"),
+        (Hello(1, "s"), {"runtime_locks": [[1, 2]] * (MAX_RUNTIME_LOCKS + 1)}, "field"),
+        (A_PAUSE, {"p": 1}, "field"),
+        (A_PAUSE, {"t": 2**32}, "field"),
+        (A_PAUSE, {"g": -1}, "field"),
+        (A_PAUSE, {"s": 8_001}, "time"),
         (Drops(1), {"c": 1.0}, "field"),
     ],
 )
 def test_a_wrong_field_is_named(message: Message, change: dict[str, Any], reason: str) -> None:
     assert reason_of(msgpack.packb(body_of(message) | change)) == reason
+
+
+@pytest.mark.parametrize(
+    ("message", "key"), [(a_request(), "pp"), (Hello(1, "s", "3", {"host.name": "a"}), "runtime_locks")]
+)
+def test_what_an_older_client_does_not_say_has_its_default(message: Message, key: str) -> None:
+    body = body_of(message)
+    del body[key]
+    assert decode(msgpack.packb(body)) == message
 
 
 def test_an_oversized_packet_is_refused_before_it_is_unpacked() -> None:
@@ -125,7 +155,7 @@ def test_bytes_that_are_no_map_are_malformed() -> None:
     assert reason_of(encode(Drops(1)) + b"\x00") == "malformed"
 
 
-@pytest.mark.parametrize("key", ["v", "k", "n", "t", "tr", "x", "b"])
+@pytest.mark.parametrize("key", ["v", "k", "n", "t", "tr", "x", "b", "pp"])
 def test_a_deeply_nested_value_raises_only_message_error(key: str) -> None:
     # GIVEN a value nested as deep as msgpack allows, deeper than Python's repr can follow
     body = msgpack.packb({k: v for k, v in body_of(a_request()).items() if k != key})

@@ -175,8 +175,8 @@ class BpfObject:
             self._dll.bpf_object__close(self._pointer)
             self._pointer = 0
 
-    def set_knob(self, name: str, value: int) -> None:
-        """Set a ``const volatile`` variable before loading."""
+    def set_knob(self, name: str, value: int | bytes) -> None:
+        """Set a ``const volatile`` variable before loading; an array is given as its bytes."""
         size = c_uint32()
         raw = self._dll.btf__raw_data(self._dll.bpf_object__btf(self._pointer), byref(size))
         offset, width = Btf(ctypes.string_at(raw, size.value)).variables(".rodata")[name]
@@ -185,7 +185,9 @@ class BpfObject:
             if self._dll.bpf_map__name(map_pointer).endswith(b".rodata"):
                 length = c_size_t()
                 start = self._dll.bpf_map__initial_value(map_pointer, byref(length))
-                ctypes.memmove(start + offset, value.to_bytes(width, "little"), width)
+                raw_value = value if isinstance(value, bytes) else value.to_bytes(width, "little")
+                assert len(raw_value) == width, name
+                ctypes.memmove(start + offset, raw_value, width)
                 return
         raise ProbeError("the BPF object has no .rodata")
 

@@ -15,10 +15,15 @@ from tailspan.collect.bpf import btf, libbpf
 from tailspan.collect.bpf.preflight import check_layouts, cpu_controller_is_v1, require_privilege
 from tailspan.collect.bpf.probes import PROBES, Probe
 from tailspan.collect.bpf.ring import Ring
+from tailspan.collect.bpf.shapes import call_shapes
 from tailspan.errors import CannotError, ProbeError
 from tailspan.timeline.tables import LOSS, join
 from tailspan.wire.events import (
+    BLOCK_REQUEST,
+    CONNECTION,
     CPU_SLICE,
+    INCIDENT,
+    SOCKET_WAIT,
     SYSCALL_HIST,
     SYSCALL_KEY,
     SYSCALL_RECORD,
@@ -32,11 +37,18 @@ Table = npt.NDArray[np.void]
 
 OBJECT = Path(__file__).resolve().parents[2] / "_bpf" / "tailspan.bpf.o"
 
+#: clock_gettime(2); its resolution is a tick of the kernel. Python's time module does not name it.
+_CLOCK_MONOTONIC_COARSE = 6
+
 _RINGS = {  # map -> (record class, dtype)
     "cycle_rings": (RecordClass.CYCLE, THREAD_CYCLE),
     "slice_rings": (RecordClass.SLICE, CPU_SLICE),
     "thread_rings": (RecordClass.THREAD, THREAD_EVENT),
     "syscall_rings": (RecordClass.SYSCALL, SYSCALL_RECORD),
+    "socket_rings": (RecordClass.SOCKET, SOCKET_WAIT),
+    "connection_rings": (RecordClass.CONNECTION, CONNECTION),
+    "block_rings": (RecordClass.BLOCK, BLOCK_REQUEST),
+    "incident_rings": (RecordClass.INCIDENT, INCIDENT),
 }
 
 
@@ -49,8 +61,13 @@ class Options:
     slice_ring_bytes: int = 1 << 19
     thread_ring_bytes: int = 1 << 16
     syscall_ring_bytes: int = 1 << 16
+    socket_ring_bytes: int = 1 << 18
+    connection_ring_bytes: int = 1 << 16
+    block_ring_bytes: int = 1 << 17
+    incident_ring_bytes: int = 1 << 14
     short_wait_ns: int = 10_000
     syscall_floor_ns: int = 1_000_000
+    socket_floor_ns: int = 1_000_000
 
 
 @dataclass(slots=True)
@@ -71,6 +88,10 @@ class Batch:
     slices: Table
     thread_events: Table
     syscalls: Table
+    sockets: Table
+    connections: Table
+    blocks: Table
+    incidents: Table
     losses: Table
 
 
@@ -127,19 +148,22 @@ class BpfSource:
             link.close()
         self.status[name].attached = False
 
-    def follow(self, tgids: list[int]) -> Table:
+    def follow(self, tgids: list[int], only_threads: bool = False) -> Table:
         """Adopt every thread of these processes; from now on also their new threads and children.
 
-        Returns the state of all followed threads (THREAD_STATE rows), those of other processes included.
+        ``only_threads``: not their children. Returns the state of all followed threads (THREAD_STATE rows), those
+        of other processes included.
         """
         targets = self._loaded.object.map("targets")
         for tgid in tgids:
-            targets.update(struct.pack("<I", tgid), b"\1")
+            targets.update(struct.pack("<I", tgid), b"\2" if only_threads else b"\1")
         states = self.threads()
         # Adopted threads carry their storage with them: the table is only needed while the walk adopts, and a
         # tgid left in it would follow whoever is given that number next.
         for tgid in tgids:
             targets.delete(struct.pack("<I", tgid))
+        if self.status["tcp"].attached:  # the sockets they have already
+            self._loaded.links["tcp"]["iter_sockets"].read_iterator()
         return states
 
     def threads(self) -> Table:
@@ -160,6 +184,10 @@ class BpfSource:
             tables["slice_rings"],
             tables["thread_rings"],
             tables["syscall_rings"],
+            tables["socket_rings"],
+            tables["connection_rings"],
+            tables["block_rings"],
+            tables["incident_rings"],
             self._losses(now) if losses else np.empty(0, LOSS),
         )
 
@@ -246,7 +274,10 @@ class BpfSource:
             candidate.set_max_entries(name, self._cpus)
         candidate.set_knob("short_wait_ns", self.options.short_wait_ns)
         candidate.set_knob("syscall_floor_ns", self.options.syscall_floor_ns)
+        candidate.set_knob("socket_floor_ns", self.options.socket_floor_ns)
+        candidate.set_knob("jiffy_ns", round(time.clock_getres(_CLOCK_MONOTONIC_COARSE) * 1e9))
         candidate.set_knob("cpu_controller_v1", int(cpu_controller_is_v1()))
+        candidate.set_knob("call_shapes", call_shapes())
 
     def _blame(self, error: ProbeError) -> None:
         """Find the refused program in what libbpf said, and mark its probe."""
@@ -266,17 +297,12 @@ class BpfSource:
                 raise CannotError(f"probe {status.probe.name}: {status.why}. {status.mend}".rstrip(". ") + ".")
 
     def _make_rings(self) -> None:
-        sizes = {
-            "cycle_rings": self.options.cycle_ring_bytes,
-            "slice_rings": self.options.slice_ring_bytes,
-            "thread_rings": self.options.thread_ring_bytes,
-            "syscall_rings": self.options.syscall_ring_bytes,
-        }
         for name, (_, dtype) in _RINGS.items():
+            size = getattr(self.options, name.removesuffix("s") + "_bytes")
             outer = self._loaded.object.map(name)
             self._loaded.rings[name] = []
             for _ in range(self._cpus):
-                self._loaded.rings[name].append(Ring(libbpf.create_ring(sizes[name]), sizes[name], dtype))
+                self._loaded.rings[name].append(Ring(libbpf.create_ring(size), size, dtype))
             fds = [ring.fd for ring in self._loaded.rings[name]]
             outer.update_all(
                 struct.pack(f"<{len(fds)}I", *range(len(fds))), struct.pack(f"<{len(fds)}I", *fds), len(fds)

@@ -1,0 +1,41 @@
+"""Which other processes to follow: those whose threads end the waits of threads we follow.
+
+A wait on a pipe, a unix socket or a lock in shared memory is explained by what its waker was held up by, and that
+is known of followed threads only. So who has ended a noticeable wait once is followed from then on: the first such
+wait names it, later ones say what it did.
+"""
+
+from __future__ import annotations
+
+import os
+
+import numpy as np
+
+from tailspan.timeline.evidence import Table
+from tailspan.wire.events import CycleFlags, ObjectKind
+
+#: A shorter wait makes no request slow.
+MIN_WAIT_NS = 1_000_000
+
+
+class Peers:
+    """Bounded: after ``limit`` processes no other is followed."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._known = {os.getpid()}
+
+    def new(self, cycles: Table) -> list[int]:
+        """tgids to follow that these records (THREAD_CYCLE rows) call for and no earlier ones did."""
+        room = self._limit + 1 - len(self._known)
+        if room <= 0 or not len(cycles):
+            return []
+        noticeable = cycles["ready_mono_ns"] - cycles["off_mono_ns"] >= MIN_WAIT_NS
+        by_another = (cycles["waker_tgid"] != 0) & (cycles["waker_tgid"] != cycles["tgid"])
+        by_task = cycles["flags"] & (CycleFlags.WAKER_IRQ | CycleFlags.WAKER_SOFTIRQ) == 0
+        local = np.isin(cycles["object_kind"], (ObjectKind.PIPE, ObjectKind.UNIX, ObjectKind.FUTEX))
+        wakers = cycles["waker_tgid"][noticeable & by_another & by_task & local]
+        followed = set(np.unique(cycles["tgid"]).tolist())
+        found = [tgid for tgid in np.unique(wakers).tolist() if tgid not in self._known | followed][:room]
+        self._known.update(found)
+        return found

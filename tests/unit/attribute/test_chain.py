@@ -1,0 +1,82 @@
+"""Waits followed back through several threads: who held it up in the end, by which chain, and the bounds."""
+
+from tailspan.attribute.causes import Cause
+from tailspan.attribute.judge import judge
+from tailspan.attribute.ledger import MAX_HOPS, account, ledgers
+from tailspan.attribute.verdict import Hop
+from tailspan.wire.events import ObjectKind
+from tests.timelines import MS, Timeline
+
+NICE_10, NORMAL = 130, 120
+
+
+def test_a_lock_holder_that_is_preempted_names_the_preempter_and_the_chain() -> None:
+    timeline = Timeline()
+    timeline.request(0, 100, tid=1)
+    timeline.blocks(1, 10, 90, 90, waker=2, prio=NORMAL)
+    timeline.waits(2, 15, 85, cpu=1, prio=NICE_10)
+    timeline.slice(1, 15, 85, 771, "backup")
+
+    verdict = judge(timeline.evidence())[0]
+
+    assert verdict.cause is Cause.RUN_QUEUE
+    assert verdict.culprit is not None and verdict.culprit.pid == 771
+    assert verdict.chain == (
+        Hop(1, "t1", 100, NORMAL, Cause.FUTEX),
+        Hop(2, "t2", 100, NICE_10, Cause.RUN_QUEUE),
+    )
+    assert (
+        "t2[2], which t1 thread 1 waited for, was ready to run while backup (pid 771) ran there"
+        in verdict.sentence
+    )
+    assert "priority inversion" in verdict.sentence
+
+
+def test_a_holder_of_the_same_priority_is_no_inversion() -> None:
+    timeline = Timeline()
+    timeline.request(0, 100, tid=1)
+    timeline.blocks(1, 10, 90, 90, waker=2, prio=NORMAL)
+    timeline.waits(2, 15, 85, cpu=1, prio=NORMAL)
+    timeline.slice(1, 15, 85, 771, "backup")
+
+    assert "inversion" not in judge(timeline.evidence())[0].sentence
+
+
+def test_two_hops_are_told_in_order() -> None:
+    timeline = Timeline()
+    timeline.request(0, 100, tid=1)
+    timeline.blocks(1, 10, 90, 90, waker=2)
+    timeline.blocks(2, 10, 88, 88, syscall="read", waker=3, object_kind=ObjectKind.PIPE)
+    timeline.cycle(3, 10, 80, 80, state=2, syscall_nr=74, object_kind=ObjectKind.FILE)  # fsync
+
+    verdict = judge(timeline.evidence())[0]
+
+    assert verdict.cause is Cause.IO
+    assert [(hop.tid, hop.cause) for hop in verdict.chain] == [(1, Cause.FUTEX), (2, Cause.PIPE), (3, Cause.IO)]
+    assert "waited for through t2[2]" in verdict.sentence
+
+
+def test_a_holder_that_sleeps_of_its_own_accord_is_itself_the_culprit() -> None:
+    timeline = Timeline()
+    timeline.request(0, 100, tid=1)
+    timeline.blocks(1, 10, 90, 90, waker=2)
+    timeline.blocks(2, 10, 89, 89, syscall="clock_nanosleep")
+
+    verdict = judge(timeline.evidence())[0]
+
+    assert verdict.cause is Cause.FUTEX
+    assert verdict.culprit is not None and verdict.culprit.label == "t2[2]"
+
+
+def test_threads_that_wait_for_each_other_end_after_a_bounded_number_of_hops() -> None:
+    timeline = Timeline()
+    timeline.request(0, 100, tid=1)
+    timeline.blocks(1, 10, 90, 90, waker=2)
+    timeline.blocks(2, 10, 90, 90, waker=1)
+    evidence = timeline.evidence()
+
+    found = account(evidence)
+
+    assert ledgers(found, 1)[0].sum() == 100 * MS
+    assert len(found.chain) <= MAX_HOPS
+    assert judge(evidence)[0].cause is Cause.FUTEX
