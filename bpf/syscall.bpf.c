@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: (GPL-2.0-only OR Apache-2.0)
 /*
  * Enter-to-exit latency of every system call of followed threads. Off by default: while these two are attached,
- * every system call of every task of the host takes the kernel's slow path, about 180 ns dearer. The blocking part
+ * every system call of every task of the host takes the kernel's slow path, some 30 to 200 ns dearer. The blocking part
  * of the latency comes free from sched_switch.
  */
 #include "maps.bpf.h"

@@ -13,6 +13,7 @@ import os
 import signal
 import socket
 import time
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -62,6 +63,7 @@ class Agent:
     def __init__(self, config: Config) -> None:
         self._config = config
         self._pending: list[Received] = []
+        self._records: Counter[str] = Counter()  # by table, since the metrics were told
         self._judged_ns = time.monotonic_ns()
         self._cgroups = Cgroups()
         self._peers = Peers(config.follow.peers)
@@ -122,7 +124,7 @@ class Agent:
         due = time.monotonic_ns() - self._judged_ns >= self._config.agent.judge_ms * 1_000_000
         # Look at open intervals before the rings are drained: a turn that ends in between is then in a record.
         open_threads = self.source.threads() if due and self._pending else None
-        self._drain(losses=due)
+        self._drain(thorough=due)
         if due:
             self._judged_ns = time.monotonic_ns()
             self.pipeline.window.samples.append(self._cpus.take(self._judged_ns))
@@ -156,8 +158,8 @@ class Agent:
             else:
                 logger.warning("pid %d is not there to follow", pid)
 
-    def _drain(self, losses: bool) -> None:
-        batch = self.source.drain(losses)
+    def _drain(self, thorough: bool) -> None:
+        batch = self.source.drain(thorough)
         tables = {
             "cycles": batch.cycles,
             "slices": batch.slices,
@@ -166,16 +168,18 @@ class Agent:
             "incidents": batch.incidents,
             "losses": batch.losses,
         }
-        self.metrics.records(
-            {name.removesuffix("s"): len(rows) for name, rows in tables.items() if name != "losses"}
-            | {"thread": len(batch.thread_events), "syscall": len(batch.syscalls)}
-            | {"connection": len(batch.connections)}
-        )
-        self.metrics.connections(batch.connections)
+        counted = tables | {"threads": batch.thread_events, "syscalls": batch.syscalls}
+        for name, rows in (counted | {"connections": batch.connections}).items():
+            self._records[name] += len(rows)
         self.metrics.socket_waits(batch.sockets)
-        if self.source.status["incidents"].attached:
-            self.metrics.incidents(batch.incidents)
-        self.syscalls.keep(batch.syscalls)
+        if thorough:
+            del self._records["losses"]  # those have a metric of their own
+            self.metrics.records({name.removesuffix("s"): count for name, count in self._records.items()})
+            self._records.clear()
+            self.metrics.connections(batch.connections)
+            if self.source.status["incidents"].attached:
+                self.metrics.incidents(batch.incidents)
+            self.syscalls.keep(batch.syscalls)
         self.pipeline.take(tables, batch.thread_events)
         peers = self._peers.new(batch.cycles)
         if peers:

@@ -13,7 +13,7 @@ from pathlib import Path
 from types import ModuleType
 
 from tailspan.errors import TailspanError
-from tests.bench import attribution, client, decode, page, startup, switch, worker
+from tests.bench import attribution, client, decode, page, probes, startup, switch, worker
 from tests.bench.spread import Figures
 
 #: In the order of the page.
@@ -21,6 +21,7 @@ BENCHES: dict[str, ModuleType] = {
     "worker": worker,
     "client": client,
     "switch": switch,
+    "probes": probes,
     "decode": decode,
     "attribution": attribution,
     "startup": startup,

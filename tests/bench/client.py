@@ -1,4 +1,5 @@
 """What the client costs a worker, per request: agent up, absent, or stopped (it never reads). ns, best of rounds.
+And once: to connect; and for each garbage collection: to time it.
 
 A request here is one context with a traceparent, three spans, a queue span and batch facts: what the reference
 worker sends. Compared with the same loop around an empty function. The best round is the one that was disturbed
@@ -8,6 +9,7 @@ least; noise between runs is 5 to 10 %, more where the peer that reads shares a 
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import signal
 import socket
@@ -23,6 +25,7 @@ from tests.bench.spread import Figures
 
 REQUESTS = 5_000
 CALLBACKS = 100_000
+COLLECTIONS = 2_000
 HEADER = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 
 
@@ -117,10 +120,53 @@ def of_the_loop(folder: Path, rounds: int) -> Figures:
     return {"ns": round(min(watched) - min(plain)), "unwatched_ns": round(min(plain))}
 
 
+def ns_per_collection() -> float:
+    """Of a youngest generation that is due, all of it alive: the collections that a worker has most of."""
+    spent = 0
+    gc.disable()
+    for _ in range(COLLECTIONS):
+        young = [[] for _ in range(gc.get_threshold()[0])]  # type: list[list[int]]
+        start = time.perf_counter_ns()
+        gc.collect(0)
+        spent += time.perf_counter_ns() - start
+        del young
+    gc.enable()
+    return spent / COLLECTIONS
+
+
+def of_collections(folder: Path, rounds: int) -> Figures:
+    """Timed and untimed in turn."""
+    plain, timed = [], []
+    for _ in range(rounds):
+        plain.append(ns_per_collection())
+        client = tailspan.client.connect("bench", path=folder / "absent.sock")
+        timed.append(ns_per_collection())
+        client.close()
+    return {"ns": round(min(timed) - min(plain)), "untimed_ns": round(min(plain))}
+
+
+def of_connecting(folder: Path, rounds: int) -> Figures:
+    """To somebody who listens: finds the interpreter's locks, connects, says hello."""
+    found = []
+    path = folder / "listens.sock"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
+        listener.bind(str(path))
+        listener.listen(4)
+        for _ in range(rounds):
+            start = time.perf_counter_ns()
+            client = tailspan.client.connect("bench", path=path)
+            found.append((time.perf_counter_ns() - start) / 1e6)
+            listener.accept()[0].close()
+            client.close()
+    return {"first_ms": found[0], "ms": min(found)}
+
+
 def run(quick: bool) -> Figures:
     rounds = 2 if quick else 7
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
+        connecting = of_connecting(folder, rounds)  # before any other: the first is what a worker sees
+        collection = of_collections(folder, rounds)
         absent = tailspan.client.connect("bench", path=folder / "absent.sock")
         figures = {
             "empty_loop": {"ns": round(ns_per_request(absent, rounds, serve_plainly))},
@@ -128,6 +174,8 @@ def run(quick: bool) -> Figures:
             "agent_absent": {"ns": round(ns_per_request(absent, rounds))},
             "agent_stopped": with_agent(folder, rounds, stopped=True),
             "asyncio_callback": of_the_loop(folder, rounds),
+            "connecting": connecting,
+            "collection": collection,
         }
         absent.close()
     return {"rounds": rounds, "requests_per_round": REQUESTS, **figures}
@@ -135,7 +183,7 @@ def run(quick: bool) -> Figures:
 
 def render(figures: Figures) -> str:
     up, absent, stopped = (figures[name] for name in ("agent_up", "agent_absent", "agent_stopped"))
-    callback = figures["asyncio_callback"]
+    callback, collection, connecting = (figures[name] for name in ("asyncio_callback", "collection", "connecting"))
     rows = [
         ["agent up", _us(up["ns"]), f"{up['dropped_percent']} %"],
         ["agent absent", _us(absent["ns"]), "all"],
@@ -151,7 +199,11 @@ as one thread can make them.
 {table(["", "µs a request", "messages dropped"], rows)}
 
 An asyncio callback that is watched takes {callback["ns"]:,} ns more than one that is not
-({callback["unwatched_ns"]:,} ns).
+({callback["unwatched_ns"]:,} ns). A garbage collection that is timed takes {collection["ns"]:,} ns more, whatever
+it finds; one of the youngest generation takes {collection["untimed_ns"]:,} ns, and collects hundreds of objects.
+Those of a millisecond or more are sent with the next message. `connect()` takes {connecting["first_ms"]:.1f} ms
+once, with an agent that listens (again in the same process: {connecting["ms"]:.1f} ms), most of it to find where
+the interpreter keeps its own lock.
 
 What bounds it: packing the message and one system call. There is no lock, no thread and no retry; a message
 that the socket does not take at once is dropped and counted. This loop sends far faster than any worker serves:

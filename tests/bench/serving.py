@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 
 import psutil
@@ -19,6 +19,8 @@ import psutil
 from tailspan.errors import TailspanError
 from tests.bench.spread import Figures
 
+#: Tables of the agent's window that the kernel fills.
+RECORDS = ("cycles", "slices", "sockets", "blocks", "incidents")
 CONNECTIONS = 16  #: two full batches: one runs, one gathers
 
 _DEADLINE_S = 60.0
@@ -58,11 +60,16 @@ class Agent:
             "cpu_s": times.user + times.system,
             "rss_mib": int(status["VmRSS"]) / 1024,
             "peak_rss_mib": int(status["VmHWM"]) / 1024,
-            "records": sum(_of(metrics, "tailspan_window_rows", table=name) for name in ("cycles", "slices")),
+            "records": sum(_of(metrics, "tailspan_window_rows", table=name) for name in RECORDS),
+            "probes": sorted(
+                _label(series)
+                for series, value in metrics.items()
+                if series.startswith("tailspan_probe_attached{") and value
+            ),
             "requests_judged": _of(metrics, "tailspan_request_duration_seconds_count"),
             "slow": _of(metrics, "tailspan_slow_requests_total"),
             "lost": {
-                re.sub(r'^\w+\{\w+="(\w+)"\}$', r"\1", series): round(value)
+                _label(series): round(value)
                 for series, value in metrics.items()
                 if series.startswith(("tailspan_lost_records_total{", "tailspan_dropped_messages_total{"))
             },
@@ -70,8 +77,8 @@ class Agent:
 
 
 @contextlib.contextmanager
-def agent(folder: Path) -> Iterator[Agent]:
-    """An agent of its own, with a configuration that differs from the default only in where things are."""
+def agent(folder: Path, disabled: Collection[str] = ()) -> Iterator[Agent]:
+    """An agent of its own. Its configuration differs from the default in where things are, and in these probes."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -80,6 +87,7 @@ def agent(folder: Path) -> Iterator[Agent]:
         "agent.control": folder / "control.sock",
         "store.path": folder / "store",
         "export.prometheus": f"127.0.0.1:{port}",
+        "probes.disabled": ",".join(sorted(disabled)),
     }
     command = [sys.executable, "-m", "tailspan", "run", "--config", os.devnull]
     for key, value in settings.items():
@@ -141,6 +149,11 @@ def _metrics(text: str) -> dict[str, float]:
     """Series with its labels -> value."""
     lines = (line.rpartition(" ") for line in text.splitlines() if line and not line.startswith("#"))
     return {series: float(value) for series, _, value in lines}
+
+
+def _label(series: str) -> str:
+    """The value of its only label."""
+    return series.split('"')[1]
 
 
 def _of(metrics: dict[str, float], family: str, **labels: str) -> float:

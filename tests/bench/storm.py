@@ -1,4 +1,4 @@
-"""The context-switch storm (``storm.c``) as a process of ours: compiled here, run in segments, ended by pid."""
+"""The workloads in C (``storm.c``, ``calls.c``) as processes: compiled here, run in segments, ended by pid."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from pathlib import Path
 
 from tailspan.errors import CannotError
 
-SOURCE = Path(__file__).with_name("storm.c")
 COMPILERS = ("clang", "clang-14", "clang-15", "clang-16", "clang-19", "cc")
 
 #: How often the agent drains its rings, by default.
@@ -22,12 +21,12 @@ TICK_S = 0.015
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    round_trips: int
+    count: int  #: of what the workload does: a storm's round trips
     seconds: float
 
     @property
     def per_s(self) -> float:
-        return self.round_trips / self.seconds
+        return self.count / self.seconds
 
 
 class Storm:
@@ -37,34 +36,38 @@ class Storm:
         self._stdin, self._stdout = process.stdin, process.stdout
 
     def run(self, seconds: float, tick: Callable[[], object] | None = None) -> Segment:
-        """Storm for so long; meanwhile, and once more when it is over, call ``tick`` on the agent's timer."""
+        """Work for so long; meanwhile, and once more when it is over, call ``tick`` on the agent's timer."""
         print(round(seconds * 1000), file=self._stdin, flush=True)
         while tick and not select.select([self._stdout], [], [], 0)[0]:
             time.sleep(TICK_S)
             tick()
-        round_trips, took_ns = map(int, self._stdout.readline().split())
+        count, took_ns = map(int, self._stdout.readline().split())
         if tick:
             tick()
-        return Segment(round_trips, took_ns / 1e9)
+        return Segment(count, took_ns / 1e9)
 
 
 @contextlib.contextmanager
-def storm(binary: Path, pairs: int, work_ns: int = 0) -> Iterator[Storm]:
+def storm(binary: Path, *arguments: object) -> Iterator[Storm]:
     """``binary``: as :func:`build` made it. Its threads are all there, asleep, when this gives it."""
-    command = [str(binary), str(pairs), str(work_ns)]
+    command = [str(binary), *map(str, arguments)]
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     with process:
         try:
-            assert process.stdout is not None and process.stdout.readline() == "ready\n"
+            assert process.stdout is not None
+            if process.stdout.readline() != "ready\n":
+                raise CannotError(f"{binary.name} {' '.join(command[1:])} did not get ready")
             yield Storm(process)
         finally:
             process.kill()
 
 
-def build(folder: Path) -> Path:
-    compiler = next((found for name in COMPILERS if (found := shutil.which(name))), None)
+def build(folder: Path, name: str = "storm") -> Path:
+    """Compile ``NAME.c`` of this folder."""
+    compiler = next((found for found in map(shutil.which, COMPILERS) if found), None)
     if compiler is None:
-        raise CannotError("the storm needs a C compiler: make deps")
-    binary = folder / "storm"
-    subprocess.run([compiler, "-O2", "-Wall", "-pthread", SOURCE, "-o", binary], check=True)
+        raise CannotError("the benchmark needs a C compiler: make deps")
+    binary = folder / name
+    source = Path(__file__).with_name(f"{name}.c")
+    subprocess.run([compiler, "-O2", "-Wall", "-pthread", source, "-o", binary], check=True)
     return binary

@@ -43,14 +43,14 @@ STATS = Path("/proc/sys/kernel/bpf_stats_enabled")
 
 
 def run(quick: bool) -> Figures:
-    return measure(rounds=3, seconds=0.4) if quick else measure(rounds=12, seconds=2.0)
+    return measure(rounds=3, seconds=0.4) if quick else measure(rounds=12, seconds=1.5)
 
 
 def measure(rounds: int, seconds: float) -> Figures:
     pairs = len(os.sched_getaffinity(0))
     per_s: dict[str, list[float]] = {kind: [] for kind in KINDS}
     lost = dict.fromkeys(FOLLOWED, 0)
-    with tempfile.TemporaryDirectory() as folder, storm(build(Path(folder)), pairs) as one:
+    with tempfile.TemporaryDirectory() as folder, storm(build(Path(folder)), pairs, 0) as one:
         one.run(seconds)  # caches and clocks warm up
         for kinds in turns(tuple(KINDS), rounds):
             for kind in kinds:
@@ -58,8 +58,8 @@ def measure(rounds: int, seconds: float) -> Figures:
                 per_s[kind].append(reading["round_trips_per_s"])
                 if kind in FOLLOWED:
                     lost[kind] += reading["lost"]
-        with _bpf_stats():
-            programs = {kind: _storm_with(kind, one, seconds)["programs"] for kind in ("not followed", *FOLLOWED)}
+        with bpf_stats():
+            measured = {kind: _storm_with(kind, one, seconds)["programs"] for kind in ("not followed", *FOLLOWED)}
     return {
         "pairs": pairs,
         "rounds": rounds,
@@ -67,7 +67,7 @@ def measure(rounds: int, seconds: float) -> Figures:
         "round_trips_per_s": {kind: spread(values) for kind, values in per_s.items()},
         "ratio": {kind: ratio(values, per_s[ABSENT]) for kind, values in per_s.items() if kind != ABSENT},
         "lost": lost,
-        "programs": programs,
+        "programs": measured,
     }
 
 
@@ -89,24 +89,24 @@ def _storm_with(kind: str, one: Storm, seconds: float) -> Figures:
         return {
             "round_trips_per_s": segment.per_s,
             "lost": lost,
-            "programs": _programs(before, source.run_times(), 2 * segment.round_trips),
+            "programs": programs(before, source.run_times(), 2 * segment.count),
         }
 
 
-def _programs(
-    before: dict[str, tuple[int, int]], after: dict[str, tuple[int, int]], switches: int
+def programs(
+    before: dict[str, tuple[int, int]], after: dict[str, tuple[int, int]], events: int
 ) -> dict[str, Figures]:
-    """ns a run, and runs per context switch of the storm, of each program that ran."""
+    """ns a run, and runs per event of the workload, of each program that ran between two ``run_times()``."""
     found = {}
     for program, (ns, runs) in after.items():
         ns, runs = ns - before[program][0], runs - before[program][1]
         if runs:
-            found[program] = {"ns": ns / runs, "runs_per_switch": runs / switches}
+            found[program] = {"ns": ns / runs, "runs_per_event": runs / events}
     return found
 
 
 @contextlib.contextmanager
-def _bpf_stats() -> Iterator[None]:
+def bpf_stats() -> Iterator[None]:
     """The kernel measures every BPF program meanwhile; afterwards it is as it was."""
     before = STATS.read_text()
     STATS.write_text("1")
@@ -130,16 +130,16 @@ def render(figures: Figures) -> str:
         ]
         for kind, raw in figures["round_trips_per_s"].items()
     ]
-    programs = figures["programs"]
+    measured = figures["programs"]
     names = [
         name
-        for name in programs["every switch"]
-        if max(programs[kind].get(name, {"runs_per_switch": 0})["runs_per_switch"] for kind in programs) > _RARE
+        for name in measured["every switch"]
+        if max(measured[kind].get(name, {"runs_per_event": 0})["runs_per_event"] for kind in measured) > _RARE
     ]
     costs = [
         [
             f"`{name}`",
-            *(number(programs[kind][name]["ns"]) if name in programs[kind] else "-" for kind in programs),
+            *(number(measured[kind][name]["ns"]) if name in measured[kind] else "-" for kind in measured),
         ]
         for name in names
     ]
@@ -161,7 +161,7 @@ that they share with the storm.
 What the kernel measures, ns a run. It includes the measuring: an empty program reads up to 50, by machine.
 Nothing is subtracted.
 
-{table(["program", *programs], costs)}
+{table(["program", *measured], costs)}
 
 What bounds it: `on_switch` runs at every switch of the host, and looks whether one of the two threads is
 followed or waited for. Two such look-ups are what threads that are not followed pay; what followed ones pay is

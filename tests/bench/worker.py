@@ -1,7 +1,8 @@
 """What the agent costs an inference worker: its throughput and latency with the agent running, against it absent.
 
-One reference worker serves all the time; the agent is started for every other stretch, and ended after it.
-Absent means no agent process, nothing attached, no socket (the worker's client looks for one once a second). In
+One reference worker serves all the time; an agent is started for two stretches of three, and ended after each.
+Absent means no agent process, nothing attached, no socket (the worker's client looks for one once a second).
+*Core* is an agent without the probes that :mod:`tests.bench.probes` calls refining, so that their part shows. In
 each stretch the same requests are made:
 
 * the jump: a second and a half of little load, from which an agent learns what is normal, then saturation at once.
@@ -21,21 +22,24 @@ from __future__ import annotations
 import contextlib
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from tests.bench import serving
 from tests.bench.page import interval, number, span, table
+from tests.bench.probes import REFINING
 from tests.bench.spread import Figures, ratio, spread, turns
 
 OPEN_SHARE = 0.6  #: of the saturated throughput
-ABSENT, RUNNING = "absent", "running"
+ABSENT, CORE, RUNNING = "absent", "core", "running"
 MEASURES = {
     "throughput_per_s": "throughput, requests/s",
     "jump_per_s": "throughput just after the jump, requests/s",
     "p50_ms": "p50, ms",
     "p99_ms": "p99, ms",
 }
+#: What is divided by what.
+RATIOS = {"core": (CORE, ABSENT), "running": (RUNNING, ABSENT), "refining": (RUNNING, CORE)}
 
 _REST_S = 0.6  #: two judgements and a bit
 _CALIBRATION = 600  #: requests
@@ -46,40 +50,53 @@ _JUMP = 800
 
 def run(quick: bool) -> Figures:
     # A stretch must be shorter than the agent's window (30 s): records are counted by what that holds.
-    return measure(pairs=2, seconds=3.0) if quick else measure(pairs=8, seconds=8.0)
+    return measure(rounds=2, seconds=2.0) if quick else measure(rounds=8, seconds=6.0)
 
 
-def measure(pairs: int, seconds: float) -> Figures:
+def measure(rounds: int, seconds: float) -> Figures:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         with serving.worker(folder) as url:
             serving.closed(folder, url, _CALIBRATION)  # the session warms up
             capacity = serving.closed(folder, url, _CALIBRATION)["throughput_per_s"]
             requests, rate = round(capacity * seconds), round(capacity * OPEN_SHARE)
-            stretches: dict[str, list[Figures]] = {ABSENT: [], RUNNING: []}
-            for kinds in turns((ABSENT, RUNNING), pairs):
+            stretches: dict[str, list[Figures]] = {ABSENT: [], CORE: [], RUNNING: []}
+            for kinds in turns(tuple(stretches), rounds):
                 for kind in kinds:
-                    with serving.agent(folder) if kind == RUNNING else contextlib.nullcontext() as agent:
+                    with _agent(folder, kind) as agent:
                         stretches[kind].append(_stretch(folder, url, agent, requests, rate, seconds))
     found = {
         measure: {kind: [one[measure] for one in stretches[kind]] for kind in stretches} for measure in MEASURES
     }
     return {
-        "pairs": pairs,
+        "rounds": rounds,
         "seconds_per_loop": seconds,
         "connections": serving.CONNECTIONS,
         "open_rate_per_s": rate,
         "closed_requests": requests,
+        "probes": {kind: stretches[kind][0]["probes"] for kind in (CORE, RUNNING)},
         "errors": sum(one["errors"] for kind in stretches for one in stretches[kind]),
         "raw": {
             measure: {kind: spread(values) for kind, values in by_kind.items()}
             for measure, by_kind in found.items()
         },
-        "ratio": {measure: ratio(by_kind[RUNNING], by_kind[ABSENT]) for measure, by_kind in found.items()},
+        "ratio": {
+            name: {measure: ratio(by_kind[kind], by_kind[base]) for measure, by_kind in found.items()}
+            for name, (kind, base) in RATIOS.items()
+        },
         "agent": {
             phase: _summary([one["agent"][phase] for one in stretches[RUNNING]]) for phase in ("steady", "jump")
         },
     }
+
+
+@contextlib.contextmanager
+def _agent(folder: Path, kind: str) -> Iterator[serving.Agent | None]:
+    if kind == ABSENT:
+        yield None
+        return
+    with serving.agent(folder, REFINING if kind == CORE else ()) as agent:
+        yield agent
 
 
 def _summary(readings: list[Figures]) -> Figures:
@@ -121,6 +138,7 @@ def _stretch(
         "errors": jump["errors"] + closed["errors"] + opened["errors"],
     }
     if agent:
+        found["probes"] = readings[0]["probes"]
         found["agent"] = {
             "jump": _between(readings[0], readings[1], [jump]),
             "steady": _between(readings[1], readings[2], [closed, opened]),
@@ -149,10 +167,12 @@ def render(figures: Figures) -> str:
     rows = [
         [
             words,
-            span(figures["raw"][measure][ABSENT]),
-            span(figures["raw"][measure][RUNNING]),
-            interval(figures["ratio"][measure]),
+            *(span(figures["raw"][measure][kind]) for kind in (ABSENT, CORE, RUNNING)),
         ]
+        for measure, words in MEASURES.items()
+    ]
+    ratios = [
+        [words, *(interval(figures["ratio"][name][measure]) for name in RATIOS)]
         for measure, words in MEASURES.items()
     ]
     steady, jump = figures["agent"]["steady"], figures["agent"]["jump"]
@@ -160,12 +180,17 @@ def render(figures: Figures) -> str:
     return f"""## The worker
 
 The reference worker (`python -m tailspan.worker`) with its default model on all CPUs, beside its load
-generator. {figures["pairs"]} stretches with the agent running and {figures["pairs"]} with it absent, in turn.
-Closed loop, for the throughput: {figures["closed_requests"]:,} requests by {figures["connections"]}
-connections. Open loop, for p50 and p99: {figures["open_rate_per_s"]:,} requests/s for
-{number(figures["seconds_per_loop"])} s. Requests that failed: {figures["errors"]:,}.
+generator. {figures["rounds"]} stretches with the agent absent, as many with *core* running (an agent with the
+probes {", ".join(figures["probes"][CORE])} alone) and as many with the agent as it is by default, in turn. Closed
+loop, for the throughput: {figures["closed_requests"]:,} requests by {figures["connections"]} connections. Open
+loop, for p50 and p99: {figures["open_rate_per_s"]:,} requests/s for {number(figures["seconds_per_loop"])} s.
+Requests that failed: {figures["errors"]:,}.
 
-{table(["", "agent absent", "agent running", "ratio"], rows)}
+{table(["", "agent absent", "core running", "agent running"], rows)}
+
+{table(["ratio of", "core to absent", "agent to absent", "agent to core"], ratios)}
+
+The last column is the part of the probes {", ".join(_refining(figures))}.
 
 The agent itself meanwhile, with the default configuration. *Steady* is both loops. *The jump* comes before them: a
 young agent has seen {_HELLO_S} s of {_HELLO_RATE:.0f} requests/s, then the worker is saturated at once, and every
@@ -176,6 +201,10 @@ request is slow until that has become the norm.
 What bounds it: on the worker's side, one message a request and one a batch (see *The client*) and its threads'
 context switches; on the agent's, the ledger of every request, and a verdict for each slow one (see *Attribution*).
 All three processes share the machine's CPUs, so the agent's CPU time is missing elsewhere."""
+
+
+def _refining(figures: Figures) -> list[str]:
+    return sorted(set(figures["probes"][RUNNING]) - set(figures["probes"][CORE]))
 
 
 _AGENT_ROWS: dict[str, Callable[[Figures], str]] = {

@@ -13,7 +13,7 @@ from tailspan.errors import CannotError
 EXAMPLES = """
   tailspan syscalls --for 10s        latency of every system call of the followed workers
 """
-_COST = "while this runs, every system call of every process of this host is about 180 ns dearer"
+_COST = "while this runs, every system call of every process of this host is some 30 to 200 ns dearer"
 #: The agent answers when the time is over; this much later it is taken for dead.
 _PATIENCE_S = 10.0
 

@@ -67,7 +67,7 @@ def test_cost_is_told_beside_the_results(run: Run, serve: Serve) -> None:
     serve(json.dumps({"ok": True, "rows": [ROW], "slowest": [call]}).encode() + b"\n")
     done = run("syscalls", "--for", "1s", "--json")
     assert json.loads(done.out) == {"rows": [ROW], "slowest": [call]}
-    assert "180 ns dearer" in done.err
+    assert "200 ns dearer" in done.err
 
 
 def test_no_system_calls_is_exit_code_1(run: Run, serve: Serve) -> None:

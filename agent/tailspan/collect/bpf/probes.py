@@ -140,7 +140,7 @@ PROBES: tuple[Probe, ...] = (
         optional=frozenset(),
         default=False,
         required=False,
-        cost="while attached, every system call of every task of the host is about 180 ns dearer",
+        cost="while attached, every system call of every task of the host is some 30 to 200 ns dearer",
         without="the CPU part of a system call; its blocking part is always in the ledger",
     ),
 )

@@ -40,6 +40,8 @@ OBJECT = Path(__file__).resolve().parents[2] / "_bpf" / "tailspan.bpf.o"
 #: clock_gettime(2); its resolution is a tick of the kernel. Python's time module does not name it.
 _CLOCK_MONOTONIC_COARSE = 6
 
+#: Rings that fill slowly, and that nothing is judged by between two thorough drains.
+_SLOW_RINGS = ("syscall_rings", "connection_rings", "incident_rings")
 _RINGS = {  # map -> (record class, dtype)
     "cycle_rings": (RecordClass.CYCLE, THREAD_CYCLE),
     "slice_rings": (RecordClass.SLICE, CPU_SLICE),
@@ -171,12 +173,13 @@ class BpfSource:
         raw = self._loaded.links["lifecycle"]["iter_threads"].read_iterator()
         return np.frombuffer(raw, THREAD_STATE)
 
-    def drain(self, losses: bool = True) -> Batch:
-        """Empty all rings. ``losses``: also read the loss counters, four system calls; else they wait."""
+    def drain(self, thorough: bool = True) -> Batch:
+        """Empty the rings. ``thorough``: also those that fill slowly, and read the loss counters; else they wait."""
         now = time.monotonic_ns()
         tables = {}
         for name, (_, dtype) in _RINGS.items():
-            parts = [part for ring in self._loaded.rings[name] if (part := ring.drain()) is not None]
+            rings = self._loaded.rings[name] if thorough or name not in _SLOW_RINGS else ()
+            parts = [part for ring in rings if (part := ring.drain()) is not None]
             tables[name] = join(parts, dtype)
         return Batch(
             now,
@@ -188,7 +191,7 @@ class BpfSource:
             tables["connection_rings"],
             tables["block_rings"],
             tables["incident_rings"],
-            self._losses(now) if losses else np.empty(0, LOSS),
+            self._losses(now) if thorough else np.empty(0, LOSS),
         )
 
     def syscall_histograms(self) -> list[tuple[int, int, Table]]:
