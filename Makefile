@@ -29,6 +29,9 @@ check: venv ## formatting, lint, types, import layers, generated files
 bench: venv ## what the agent costs, agent on against absent (root; JSON=file writes it as JSON)
 	$(RUN) $(BIN)/python -m tests.bench $(if $(JSON),--json $(JSON))
 
+scorecard: venv ## every fault injected beside a worker, and how often it is named (root; JSON=file, FAULTS=a,b)
+	$(RUN) $(BIN)/python -m tests.scorecard $(if $(JSON),--json $(JSON)) $(if $(FAULTS),--faults $(FAULTS))
+
 events: venv ## regenerate wire/events.py after bpf/events.h changed
 	$(BIN)/python -m tailspan.collect.bpf.codegen $(OBJECT) agent/tailspan/wire/events.py
 
@@ -63,4 +66,4 @@ clean: ## remove what make made
 	rm -rf $(VENV) .demo dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	$(MAKE) -C bpf clean
 
-.PHONY: help demo test check bench events generated bpf dist venv deps clean
+.PHONY: help demo test check bench scorecard events generated bpf dist venv deps clean

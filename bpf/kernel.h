@@ -46,6 +46,7 @@ enum { BPF_RB_NO_WAKEUP = 1 };
 /* include/linux/sched.h; since 2.6, never moved */
 #define TASK_UNINTERRUPTIBLE 0x2
 #define TASK_DEAD 0x80
+#define TASK_FROZEN 0x8000 /* since 6.1 */
 #define TASK_NOLOAD 0x400 /* with TASK_UNINTERRUPTIBLE: idle, waits for work */
 
 /* include/uapi/linux/stat.h */

@@ -311,6 +311,9 @@ int BPF_PROG(on_waking, struct task_struct *task)
 	f->waker_tgid = waker->tgid;
 	read_comm(f->waker_comm, waker);
 	f->waker_flags = waker_context();
+	/* A sleeper is frozen in its sleep: that it was is only seen when it is thawed. */
+	if (f->off_mono_ns && task->__state & TASK_FROZEN)
+		f->state |= TASK_FROZEN;
 	return 0;
 }
 

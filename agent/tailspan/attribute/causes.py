@@ -58,8 +58,7 @@ CAUSES: dict[Cause, CauseInfo] = {
         "its own work on the CPU",
         "sched",
         "The request's thread was on a CPU, between sched_switch in and out, less what interrupts, memory"
-        " reclaim and"
-        " the hypervisor took.",
+        " reclaim and the hypervisor took.",
         "page faults that do not sleep; IPIs; waits below the floor of a turn that is not over",
         "Nobody is accused. Compare batch size, input size and model version with those of like requests, then"
         " profile the worker.",
@@ -69,51 +68,45 @@ CAUSES: dict[Cause, CauseInfo] = {
         "run queue",
         "ready to run, waiting for a CPU",
         "sched",
-        "From sched_wakeup, or from the preemption, until the thread was switched in; split by who had that CPU"
-        " meanwhile, each with its own milliseconds.",
+        "From sched_wakeup, or from the preemption, until the thread was switched in; split by who had that"
+        " CPU meanwhile, each with its own milliseconds.",
         "the wake-up latency of an idle CPU, listed as `idle cpu`",
         "Look at who had the CPU. Another process: keep it off the worker's CPUs or limit it (`systemctl"
-        " set-property"
-        " --runtime batch.slice AllowedCPUs=0-3`, or `CPUQuota=200%`). The worker's own process: more busy"
-        " threads than"
-        " CPUs; lower their number. A kernel thread: its name says for what. `idle cpu`: power saving, see"
-        " `cpupower"
-        " idle-info`. `not seen`: the record of who ran was lost; the wait is real, its author is not known.",
+        " set-property --runtime batch.slice AllowedCPUs=0-3`, or `CPUQuota=200%`). The worker's own process:"
+        " more busy threads than CPUs; lower their number. A kernel thread: its name says for what. `idle cpu`:"
+        " power saving, see `cpupower idle-info`. `not seen`: the record of who ran was lost; the wait is real,"
+        " its author is not known.",
         accuses=True,
     ),
     Cause.THROTTLED: CauseInfo(
         "throttled",
         "out of its own cgroup's CPU quota",
         "sched",
-        "A run-queue wait that began while the scheduler had the thread's cgroup, or one above it, out of quota"
-        " (task_struct.throttled, or cfs_rq.throttle_count before 6.18). It comes before any neighbour: the"
-        " victim's"
-        " own limit is never blamed on somebody else.",
+        "A run-queue wait that began while the scheduler had the thread's cgroup, or one above it, out of"
+        " quota (task_struct.throttled, or cfs_rq.throttle_count before 6.18). It comes before any neighbour:"
+        " the victim's own limit is never blamed on somebody else.",
         "the run-queue wait that follows the quota's refill, up to the switch-in",
-        "Raise the quota (Kubernetes: the CPU limit; systemd: `CPUQuota=`) or run fewer threads. `nr_throttled`"
-        " in the"
-        " cgroup's `cpu.stat` grows while it lasts.",
+        "Raise the quota (Kubernetes: the CPU limit; systemd: `CPUQuota=`) or run fewer threads."
+        " `nr_throttled` in the cgroup's `cpu.stat` grows while it lasts.",
         accuses=True,
     ),
     Cause.IRQ: CauseInfo(
         "interrupts",
         "interrupt handlers and softirqs on its CPU",
         "irq",
-        "Time of handlers and softirqs on the CPU while the thread was on it, and waits behind ksoftirqd. Network"
-        " softirqs are told apart from the rest.",
+        "Time of handlers and softirqs on the CPU while the thread was on it, and waits behind ksoftirqd."
+        " Network softirqs are told apart from the rest.",
         "softirqs that the request's own sends raise over loopback; not seen: IPIs",
-        "Compare `/proc/interrupts` and `/proc/softirqs` twice, a second apart; move the busy one away from the"
-        " worker's"
-        " CPUs (`/proc/irq/N/smp_affinity_list`; for receive steering `rps_cpus`).",
+        "Compare `/proc/interrupts` and `/proc/softirqs` twice, a second apart; move the busy one away from"
+        " the worker's CPUs (`/proc/irq/N/smp_affinity_list`; for receive steering `rps_cpus`).",
         accuses=True,
     ),
     Cause.FUTEX: CauseInfo(
         "blocked: futex",
         "waiting for a lock or another thread",
         "sched",
-        "Asleep in futex(2), until sched_waking names who ended it. What held that thread up is booked instead,"
-        " hop by"
-        " hop; what is left is its computing or its own sleep.",
+        "Asleep in futex(2), until sched_waking names who ended it. What held that thread up is booked"
+        " instead, hop by hop; what is left is its computing or its own sleep.",
         "idle pool waits of native code; where several threads had the lock one after another, the last is named",
         "Find out what the named thread does while it has the lock; the chain and the waterfall say when.",
         accuses=True,
@@ -122,12 +115,13 @@ CAUSES: dict[Cause, CauseInfo] = {
         "blocked: io",
         "waiting for a file or disk",
         "sched",
-        "Asleep in a call on a file or block device, or in a sleep that the kernel itself marks as I/O wait. The"
-        " `block` probe adds the device and who had requests in flight on it meanwhile.",
+        "Asleep in a call on a file or block device, or in a sleep that the kernel itself marks as I/O wait."
+        " The `block` probe adds the device and who had requests in flight on it meanwhile.",
         "page-ins inside system calls; whose requests filled a device is told by time in flight, not by its"
         " inner queue",
-        "`iostat -x 1` and `/proc/pressure/io` say whether the disk is busy, `pidstat -d 1` with whom. Move the"
-        " neighbour's I/O elsewhere or limit it (`IOReadBandwidthMax=`, `IOWriteBandwidthMax=`, `ionice -c3`).",
+        "`iostat -x 1` and `/proc/pressure/io` say whether the disk is busy, `pidstat -d 1` with whom. Move"
+        " the neighbour's I/O elsewhere or limit it (`IOReadBandwidthMax=`, `IOWriteBandwidthMax=`, `ionice"
+        " -c3`).",
         accuses=True,
     ),
     Cause.SOCKET: CauseInfo(
@@ -146,9 +140,8 @@ CAUSES: dict[Cause, CauseInfo] = {
         "sched",
         "Asleep in poll, select or epoll on more than one descriptor.",
         "what it polled is not known",
-        "Give the call that the span contains a span of its own, or tell the client which request the event loop"
-        " works"
-        " for.",
+        "Give the call that the span contains a span of its own, or tell the client which request the event"
+        " loop works for.",
         accuses=True,
     ),
     Cause.SLEEP: CauseInfo(
@@ -173,12 +166,11 @@ CAUSES: dict[Cause, CauseInfo] = {
         "queued",
         "waiting for a thread that worked for others",
         "client",
-        "The worker's span says that it was queued, and the thread it depends on had an activation for a batch or"
-        " another request. What held that thread up is booked instead.",
+        "The worker's span says that it was queued, and the thread it depends on had an activation for a batch"
+        " or another request. What held that thread up is booked instead.",
         "the CPU time of that other work",
         "Explain the batch or request that the ledger names. If it was not slow itself, there was too much to"
-        " do: add"
-        " workers, or shed load.",
+        " do: add workers, or shed load.",
         accuses=True,
     ),
     Cause.BATCHING: CauseInfo(
@@ -194,8 +186,8 @@ CAUSES: dict[Cause, CauseInfo] = {
         "awaiting",
         "suspended on the event loop, which was not busy",
         "client",
-        "An asynchronous request between its steps, while the loop worked for nobody and no answer to what its own"
-        " steps had sent was due.",
+        "An asynchronous request between its steps, while the loop worked for nobody and no answer to what its"
+        " own steps had sent was due.",
         "event-loop steps below the floor; work in other threads that it awaits",
         "It waited for something that is not seen from here. Give that call a span.",
         accuses=False,
@@ -214,25 +206,23 @@ CAUSES: dict[Cause, CauseInfo] = {
         "waiting for a peer's answer",
         "tcp",
         "Asleep on a TCP connection that the worker opened, after what it had sent was acknowledged and before"
-        " the first"
-        " byte of the answer came in; or sending to a peer whose receive window is closed.",
+        " the first byte of the answer came in; or sending to a peer whose receive window is closed.",
         "one round trip; a lost last segment of the answer, which only the peer can see",
         "The peer is named by address. It is its turn to explain; the facts line has round-trip time and"
-        " retransmits of"
-        " that connection.",
+        " retransmits of that connection.",
         accuses=True,
     ),
     Cause.NETWORK: CauseInfo(
         "network",
         "bytes on their way: retransmissions, or a link slower than what was sent",
         "tcp",
-        "The same, until all but the last segment of what was sent was acknowledged and the last retransmission"
-        " was"
-        " out; waits for data in full segments or out of order; sends into a full buffer; connecting.",
+        "The same, until all but the last segment of what was sent was acknowledged and the last"
+        " retransmission was out; waits for data in full segments or out of order; sends into a full buffer;"
+        " connecting.",
         "a peer that produces a long answer slowly; a peer slow to acknowledge",
-        "`ss -ti dst ADDRESS` shows round-trip time, retransmits and rate of the connection, `tc -s qdisc` what"
-        " this"
-        " host's own queues drop. Compare with the host's retransmits on the dashboard: one peer, or all.",
+        "`ss -ti dst ADDRESS` shows round-trip time, retransmits and rate of the connection, `tc -s qdisc`"
+        " what this host's own queues drop. Compare with the host's retransmits on the dashboard: one peer, or"
+        " all.",
         accuses=True,
     ),
     Cause.PIPE: CauseInfo(
@@ -258,11 +248,11 @@ CAUSES: dict[Cause, CauseInfo] = {
         "waiting for memory pages to be read in",
         "sched",
         "Asleep in no system call, and the kernel marks it as I/O wait: a major page fault. The `block` probe"
-        " adds the"
-        " device.",
+        " adds the device.",
         "swap-ins are not told apart; page-ins inside a system call are io",
-        "A model or library file fell out of memory and is read again page by page. See whether memory is short"
-        " (`/proc/pressure/memory`); lock what must stay (`mlock`, `vmtouch -l`) or raise the cgroup's limit.",
+        "A model or library file fell out of memory and is read again page by page. See whether memory is"
+        " short (`/proc/pressure/memory`); lock what must stay (`mlock`, `vmtouch -l`) or raise the cgroup's"
+        " limit.",
         accuses=True,
     ),
     Cause.RECLAIM: CauseInfo(
@@ -270,9 +260,9 @@ CAUSES: dict[Cause, CauseInfo] = {
         "freeing memory before it could get any",
         "stalls",
         "On a CPU between mm_vmscan_*_reclaim_begin and end (or compaction), spread evenly over its turn; and"
-        " asleep in"
-        " there, or held back by memory.high. Whether its own cgroup's limit or the host is short is told.",
-        "page-ins of pages that were evicted too early, where the kernel counts them as memory stalls",
+        " asleep in there, held back by memory.high, or reading a page again that was evicted too early."
+        " Whether its own cgroup's limit or the host is short is told.",
+        "work that the reclaiming thread does for others; which limit evicted a page that is read again",
         "Its own cgroup's limit: raise it, or find what grew (`memory.stat`). The host's: see who grew in"
         " `/proc/pressure/memory` and `ps --sort -rss`.",
         accuses=True,
@@ -281,22 +271,23 @@ CAUSES: dict[Cause, CauseInfo] = {
         "kernel lock",
         "waiting for a lock inside the kernel",
         "stalls",
-        "Asleep between the kernel's contention_begin and contention_end: a mutex or rwsem such as mmap_lock.",
-        "which lock is not known",
-        "Mostly mmap_lock: one thread maps, unmaps or faults much memory while others want to. Allocate less and"
-        " less"
-        " often, or from a pool.",
+        "Asleep between the kernel's contention_begin and contention_end: a mutex or rwsem such as mmap_lock. Or"
+        " asleep, and not for I/O, in a call that changes the address space.",
+        "which lock is not known; other reasons to sleep in such a call",
+        "Mostly mmap_lock: one thread maps, unmaps or faults much memory while others want to. Allocate less"
+        " and less often, or from a pool.",
         accuses=True,
     ),
     Cause.STOPPED: CauseInfo(
         "stopped",
         "stopped by a signal, a tracer or the freezer",
         "sched",
-        "Asleep in state stopped, traced or frozen. Who sent the last stop signal comes from signal_generate.",
-        "frozen tasks before 6.1 sleep in an ordinary state",
-        "Look at who stopped it: a debugger, a checkpoint tool, a container runtime (`docker pause`). State `T`"
-        " or `t` in"
-        " `/proc/PID/status` lasts.",
+        "Asleep in state stopped, traced or frozen, or woken out of the last. Who sent the last stop signal"
+        " comes from signal_generate.",
+        "of a thread that slept when it was frozen: the sleep before; frozen tasks before 6.1 sleep in an"
+        " ordinary state",
+        "Look at who stopped it: a debugger, a checkpoint tool, a container runtime (`docker pause`). State"
+        " `T` or `t` in `/proc/PID/status` lasts.",
         accuses=True,
     ),
     Cause.PROCESS: CauseInfo(
@@ -312,13 +303,13 @@ CAUSES: dict[Cause, CauseInfo] = {
         "gil",
         "waiting for Python's interpreter lock",
         "client",
-        "A futex wait whose word lies in the interpreter's own static data, whose place the client tells. What"
-        " held up"
-        " the thread that let it go is booked instead.",
-        "other locks of the interpreter itself; where it changed hands several times, the last is named",
+        "A futex wait whose word lies in the interpreter's own static data, whose place the client tells. At"
+        " every instant it is booked to the thread of the process that was on a CPU and runs Python; where"
+        " there was none, to what held up the thread that let it go.",
+        "other locks of the interpreter itself; a thread that computed in native code without the lock, on"
+        " another CPU",
         "The named thread computes in Python for long. Move its work to another process, or to code that"
-        " releases the"
-        " lock; `sys.setswitchinterval` trades throughput for latency.",
+        " releases the lock; `sys.setswitchinterval` trades throughput for latency.",
         accuses=True,
     ),
     Cause.GC: CauseInfo(
@@ -326,8 +317,7 @@ CAUSES: dict[Cause, CauseInfo] = {
         "collecting garbage",
         "client",
         "On a CPU during a collection of at least 1 ms that the client's gc callback timed; also for those who"
-        " waited"
-        " for the interpreter's lock meanwhile.",
+        " waited for the interpreter's lock meanwhile.",
         "work that other gc callbacks do",
         "`gc.freeze()` after start-up, higher `gc.set_threshold`, or fewer cyclic objects per request.",
         accuses=True,
@@ -346,12 +336,10 @@ CAUSES: dict[Cause, CauseInfo] = {
         "connected, and not accepted by the worker yet",
         "tcp",
         "From the arrival of the request's first byte, on a connection nobody had accepted then, until it was"
-        " read. It"
-        " lies before the worker's own span.",
+        " read. It lies before the worker's own span.",
         "the time between accept and the first read",
-        "The worker accepts too slowly, or not while it is full. `ss -ltn`: Recv-Q of the listener is the queue."
-        " Accept in"
-        " a thread of its own, raise the number of connections it serves, or add workers.",
+        "The worker accepts too slowly, or not while it is full. `ss -ltn`: Recv-Q of the listener is the"
+        " queue. Accept in a thread of its own, raise the number of connections it serves, or add workers.",
         accuses=True,
     ),
     Cause.UNREAD: CauseInfo(
@@ -359,8 +347,7 @@ CAUSES: dict[Cause, CauseInfo] = {
         "its bytes had arrived and the worker had not read them",
         "tcp",
         "From the arrival of the request's first byte until the worker read it, less what held up the reading"
-        " thread. It"
-        " lies before the worker's own span.",
+        " thread. It lies before the worker's own span.",
         "requests that a client sends before it has read the last answer",
         "The worker was busy or its threads too few: see what it did then in the requests before.",
         accuses=True,

@@ -323,8 +323,7 @@ def _behind(account: Account) -> tuple[Ints, Ints]:
         network = np.isin(cause, (Cause.UPSTREAM, Cause.NETWORK)) & (rows["socket"] >= 0)
         _put(what, which, network, _PEER, rows["socket"])
         _put(what, which, seen & (cause == Cause.STOPPED), _STOP, state)
-        memcg = (of["flags"] & CycleFlags.MEMCG != 0).astype(np.int64)
-        _put(what, which, seen & (cause == Cause.RECLAIM), _MEMORY, memcg)
+        _put(what, which, seen & (cause == Cause.RECLAIM), _MEMORY, _own_limit(states)[state])
         _put(what, which, seen & (cause == Cause.GC), _COLLECTOR, of["tid"])
         runner = np.full(len(rows), -1, np.int64)
         if len(account.states.runners):
@@ -335,13 +334,23 @@ def _behind(account: Account) -> tuple[Ints, Ints]:
     return what, which
 
 
+def _own_limit(states: Table) -> Ints:
+    """1 where a thread's memory stalls are its own cgroup's doing: it reclaimed within that limit at some time.
+
+    A page that is read again because it was evicted too early does not say who evicted it.
+    """
+    within = states["tid"][states["flags"] & CycleFlags.MEMCG != 0]
+    limited: Ints = np.isin(states["tid"], within).astype(np.int64)
+    return limited
+
+
 def _behind_shares(account: Account) -> list[_Shared]:
     """The same for each of SHARES: what stands behind it, and its number by stretch."""
     zero = np.zeros(len(account.rows), np.int64)
     if not len(account.states.rows):
         return [(_NOBODY, zero) for _ in SHARES]
     of = account.states.rows[account.rows["state"]]
-    memcg = (of["flags"] & CycleFlags.MEMCG != 0).astype(np.int64)
+    memcg = _own_limit(account.states.rows)[account.rows["state"]]
     network = (2 * of["net_ns"] > of["irq_ns"]).astype(np.int64)
     return [(_INTERRUPTS, network), (_MEMORY, memcg), (_HYPERVISOR, zero), (_NOBODY, zero), (_SHORT, zero)]
 

@@ -46,7 +46,10 @@ _HINDERED_WITH_GIL = (
     *(Cause.PAGE_IN, Cause.RECLAIM, Cause.GC),
 )
 #: What holds up a thread that has not taken a request up: it is not its work, nor its sleep until there is some.
-_HELD_UP = (Cause.RUN_QUEUE, Cause.THROTTLED, Cause.IRQ, Cause.STOPPED, Cause.UNKNOWN)
+_HELD_UP = (
+    *(Cause.RUN_QUEUE, Cause.THROTTLED, Cause.IRQ, Cause.STOPPED, Cause.GIL, Cause.GC, Cause.PAGE_IN),
+    *(Cause.RECLAIM, Cause.KERNEL_LOCK, Cause.UNKNOWN),
+)
 
 #: Counted per turn and spread over its time on the CPU: column of States.rows -> cause.
 SHARES = (

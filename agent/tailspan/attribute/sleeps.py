@@ -3,9 +3,10 @@
 Every rule takes precedence over those below it:
 
 1. stopped: the scheduler state says so
-2. page-in: in no system call, and the kernel calls it I/O wait
-3. memory reclaim, then a lock of the kernel: marked while it went to sleep
-4. I/O: the kernel calls it I/O wait
+2. memory reclaim: it slept in there, or the kernel calls it a memory stall (so it does with a page that is read
+   again because it was evicted too early)
+3. page-in: in no system call, and the kernel calls it I/O wait
+4. a lock of the kernel: marked while it went to sleep; then I/O, as the kernel calls it
 5. the object: the interpreter's lock, another futex, a file, a pipe, a unix or TCP socket
 6. the system call alone
 """
@@ -32,7 +33,7 @@ _BY_SYSCALL = {
         *("open", "openat", "openat2", "creat", "stat", "fstat", "lstat", "newfstatat", "statx", "access"),
         *("getdents", "getdents64", "unlink", "unlinkat", "rename", "renameat", "renameat2", "mkdir", "rmdir"),
         *("ftruncate", "truncate", "fallocate", "readahead", "fadvise64", "io_getevents", "io_submit"),
-        *("mmap", "madvise", "mlock", "swapon", "close", "flock", "io_uring_enter"),
+        *("swapon", "close", "flock", "io_uring_enter"),
     ),
     Cause.SOCKET: (
         *("recvfrom", "recvmsg", "recvmmsg", "sendto", "sendmsg", "sendmmsg", "accept", "accept4", "connect"),
@@ -40,6 +41,8 @@ _BY_SYSCALL = {
     ),
     Cause.POLL: ("poll", "ppoll", "select", "pselect6", "epoll_wait", "epoll_pwait", "epoll_pwait2"),
     Cause.SLEEP: ("nanosleep", "clock_nanosleep", "pause", "rt_sigtimedwait", "rt_sigsuspend"),
+    # They sleep for the locks of the address space, if not for I/O; not all of those report contention.
+    Cause.KERNEL_LOCK: ("mmap", "munmap", "mremap", "mprotect", "madvise", "brk", "mlock", "mlock2", "munlock"),
     Cause.PROCESS: ("fork", "vfork", "clone", "clone3", "execve", "execveat", "wait4", "waitid"),
 }
 _CAUSE_OF_NR = np.full(len(SYSCALLS), Cause.OTHER, np.int64)
@@ -74,8 +77,8 @@ def causes(asleep: Table, runtime_locks: dict[str, list[list[int]]]) -> Ints:
     iowait = flags & CycleFlags.IOWAIT != 0
     cause = np.where(iowait, Cause.IO, cause)
     cause = np.where(flags & CycleFlags.KERNEL_LOCK != 0, Cause.KERNEL_LOCK, cause)
-    cause = np.where(flags & CycleFlags.MEMSTALL != 0, Cause.RECLAIM, cause)
     cause = np.where(iowait & (nr < 0), Cause.PAGE_IN, cause)
+    cause = np.where(flags & CycleFlags.MEMSTALL != 0, Cause.RECLAIM, cause)
     return np.where(asleep["state"] & _STOPPED != 0, Cause.STOPPED, cause).astype(np.int64)
 
 

@@ -101,6 +101,8 @@ def thread_states(evidence: Evidence) -> States:
     if not keep.all():
         rows, key = rows[keep], key[keep]
     _join_timed_waits(rows)
+    rows = _split_by_holder(rows, evidence)
+    key = np.searchsorted(tids, rows["tid"])
     return States(rows, key.astype(np.int64), tids, runners)
 
 
@@ -125,6 +127,45 @@ def _join_timed_waits(rows: Table) -> None:
     timed_out = futex & (waits["waker_tid"] == 0)
     for field in ("waker_tid", "waker_tgid", "waker_comm"):
         rows[field][asleep] = np.where(timed_out, waits[field][last], waits[field])
+
+
+def _split_by_holder(rows: Table, evidence: Evidence) -> Table:
+    """Who had the interpreter's lock while a thread waited for it: one of its process that runs Python and was on
+    a CPU. The last who let it go may have had it for an instant only.
+
+    Threads that run Python are those that wait for the lock, or let it go, anywhere in the evidence.
+    """
+    gil = rows["cause"] == Cause.GIL
+    if not gil.any():
+        return rows
+    waits = rows[gil]
+    python = np.union1d(waits["tid"], waits["waker_tid"])
+    ran = np.isin(rows["cause"], (Cause.ON_CPU, Cause.GC)) & np.isin(rows["tid"], python)
+    held = rows[ran]
+    tids, tgids = evidence.threads["tid"].astype(np.int64), evidence.threads["tgid"].astype(np.int64)
+    order = np.argsort(tids, kind="stable")
+    tids, tgids = tids[order], tgids[order]
+
+    def process(of: Table) -> Ints:
+        at = np.minimum(np.searchsorted(tids, of["tid"]), len(tids) - 1)
+        return np.where(tids[at] == of["tid"], tgids[at], 0).astype(np.int64)
+
+    by = process(held)
+    order = np.lexsort((held["start"], by))
+    held, by = held[order], by[order]
+    _, key = np.unique(np.concatenate((by, process(waits))), return_inverse=True)
+    of_held, of_waits = key[: len(held)].astype(np.int64), key[len(held) :].astype(np.int64)
+    tiles = tile(of_waits, waits["start"], waits["end"], of_held, *disjoint(of_held, held["start"], held["end"]))
+    split = waits[tiles.parent]
+    split["start"], split["end"] = tiles.start, tiles.end
+    seen = tiles.cover >= 0
+    if seen.any():
+        holder = held["tid"][tiles.cover]
+        split["waker_tid"] = np.where(seen, holder, split["waker_tid"])
+        split["waker_tgid"] = np.where(seen, process(held)[tiles.cover], split["waker_tgid"])
+    rows = join((rows[~gil], split), _ROW)
+    inside: Table = rows[np.argsort(_in_order(rows["tid"], rows["start"]), kind="stable")]
+    return inside
 
 
 def _in_order(tid: Ints, start: Ints) -> Ints:

@@ -37,9 +37,11 @@ def _culprit(verdict: Verdict, cause: Cause) -> Culprit:
         ("wait4", {}, Cause.PROCESS),
         ("execve", {}, Cause.PROCESS),
         ("clock_nanosleep", {}, Cause.SLEEP),
-        ("mprotect", {}, Cause.OTHER),
-        ("mprotect", {"flags": CycleFlags.KERNEL_LOCK}, Cause.KERNEL_LOCK),
-        ("mprotect", {"flags": CycleFlags.MEMSTALL}, Cause.RECLAIM),
+        ("ptrace", {}, Cause.OTHER),
+        ("ptrace", {"flags": CycleFlags.KERNEL_LOCK}, Cause.KERNEL_LOCK),
+        ("mmap", {}, Cause.KERNEL_LOCK),
+        ("mmap", {"flags": CycleFlags.IOWAIT}, Cause.IO),
+        ("mmap", {"flags": CycleFlags.IOWAIT | CycleFlags.MEMSTALL}, Cause.RECLAIM),
         ("futex", {"flags": CycleFlags.IOWAIT}, Cause.IO),
         ("futex", {"state": 0x4}, Cause.STOPPED),  # __TASK_STOPPED
         ("futex", {"state": 0x8}, Cause.STOPPED),  # __TASK_TRACED
@@ -60,12 +62,13 @@ def _number(syscall: str) -> int:
     return SYSCALLS.index(syscall)
 
 
-def test_io_wait_in_no_system_call_is_a_page_in() -> None:
+@pytest.mark.parametrize(("more", "cause"), [(0, Cause.PAGE_IN), (CycleFlags.MEMSTALL, Cause.RECLAIM)])
+def test_io_wait_in_no_system_call_is_a_page_in_unless_memory_was_short(more: int, cause: Cause) -> None:
     timeline = Timeline()
     timeline.request(0, 10, tid=1)
-    timeline.cycle(1, 2, 9, 9, state=2, syscall_nr=-1, flags=CycleFlags.IOWAIT | CycleFlags.MEMSTALL)
+    timeline.cycle(1, 2, 9, 9, state=2, syscall_nr=-1, flags=CycleFlags.IOWAIT | more)
 
-    assert _ms(_verdict(timeline)) == {Cause.ON_CPU: 3, Cause.PAGE_IN: 7}
+    assert _ms(_verdict(timeline)) == {Cause.ON_CPU: 3, cause: 7}
 
 
 def test_a_futex_in_the_interpreters_data_is_its_lock_and_another_is_not() -> None:
@@ -96,6 +99,25 @@ def test_slices_of_a_wait_for_the_interpreters_lock_lead_to_who_let_it_go() -> N
     assert _culprit(_verdict(timeline), Cause.GIL) == Culprit(
         CulpritKind.WAKER, 14 * MS, "t2[2]", tid=2, comm="t2"
     )
+
+
+def test_a_wait_for_the_interpreters_lock_is_each_holders_for_as_long_as_it_ran() -> None:
+    """Three hands, and nobody but the last is seen to let it go."""
+    timeline = Timeline()
+    timeline.meta.runtime_locks = {"100": [[0x5000, 0x6000]]}
+    timeline.request(0, 100, tid=1)
+    word = {"object": 0x5008, "object_kind": ObjectKind.FUTEX}
+    timeline.blocks(1, 10, 90, 90, waker=4, **word)
+    timeline.blocks(2, 5, 10, 10, **word)
+    timeline.blocks(2, 60, 95, 95, waker=4, **word)
+    timeline.blocks(3, 1, 60, 60, waker=2, **word)
+    timeline.blocks(3, 80, 96, 96, waker=4, **word)
+    timeline.blocks(4, 1, 88, 88, waker=3, **word)
+
+    verdict = _verdict(timeline)
+
+    gil = next(part for part in verdict.ledger if part.cause is Cause.GIL)
+    assert [(c.label, c.ns / MS) for c in gil.culprits] == [("t2[2]", 50), ("t3[3]", 20), ("t4[4]", 10)]
 
 
 def test_who_has_the_interpreters_lock_does_not_sleep_in_a_system_call() -> None:

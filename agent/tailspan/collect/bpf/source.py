@@ -65,7 +65,7 @@ class Options:
     syscall_ring_bytes: int = 1 << 16
     socket_ring_bytes: int = 1 << 18
     connection_ring_bytes: int = 1 << 16
-    block_ring_bytes: int = 1 << 17
+    block_ring_bytes: int = 1 << 19
     incident_ring_bytes: int = 1 << 14
     short_wait_ns: int = 10_000
     syscall_floor_ns: int = 1_000_000
@@ -174,7 +174,7 @@ class BpfSource:
         return np.frombuffer(raw, THREAD_STATE)
 
     def drain(self, thorough: bool = True) -> Batch:
-        """Empty the rings. ``thorough``: also those that fill slowly, and read the loss counters; else they wait."""
+        """Empty the rings; those that fill slowly, and the loss counters, only when ``thorough``."""
         now = time.monotonic_ns()
         tables = {}
         for name, (_, dtype) in _RINGS.items():
