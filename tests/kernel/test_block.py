@@ -1,6 +1,7 @@
 """Block requests that a followed thread waited for, and those of others meanwhile."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -21,15 +22,21 @@ READS = """
 
 
 @pytest.fixture
-def big_file() -> Path:
-    """On a real disk: tmp may be memory."""
-    path = Path("/var/tmp") / f"tailspan-blocks-{os.getpid()}"
-    path.write_bytes(os.urandom(4 << 20))
-    fd = os.open(path, os.O_RDONLY)
-    os.fsync(fd)
-    os.close(fd)
-    yield path
-    path.unlink()
+def big_files() -> Iterator[list[Path]]:
+    """On a real disk: tmp may be memory. Two, or the kernel merges what two processes read of one."""
+    paths = [Path("/var/tmp") / f"tailspan-blocks-{os.getpid()}-{which}" for which in range(2)]
+    for path in paths:
+        path.write_bytes(os.urandom(4 << 20))
+        with path.open("rb") as written:
+            os.fsync(written.fileno())
+    yield paths
+    for path in paths:
+        path.unlink()
+
+
+@pytest.fixture
+def big_file(big_files: list[Path]) -> Path:
+    return big_files[0]
 
 
 def test_101_direct_reads_are_101_requests_of_their_thread(
@@ -63,16 +70,16 @@ def _reads(path: Path) -> int:
 
 
 def test_requests_of_others_are_recorded_only_while_a_followed_thread_sleeps_on_a_disk(
-    source: BpfSource, recorder: Recorder, big_file: Path
+    source: BpfSource, recorder: Recorder, big_files: list[Path]
 ) -> None:
-    with program("sys.stdin.readline()") as idle, program(READS, big_file, 53) as other:
+    with program("sys.stdin.readline()") as idle, program(READS, big_files[0], 53) as other:
         source.follow([idle.pid])
         idle.go()
         other.go()
         other.finish()
         recorder.drain()
         assert not len(recorder.table("blocks")), "nobody we follow waited"
-        with program(READS, big_file, 499) as mine, program(READS, big_file, 499) as again:
+        with program(READS, big_files[0], 499) as mine, program(READS, big_files[1], 499) as again:
             source.follow([mine.pid])
             mine.go()
             again.go()
