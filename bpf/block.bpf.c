@@ -8,7 +8,7 @@
 #include "thread.bpf.h"
 
 struct issue {
-	u64 mono_ns;
+	u64 mono_ns; /* handed to the device; 0: it waits in the scheduler */
 	u64 cgroup_id;
 	u32 tid;
 	u32 tgid;
@@ -27,14 +27,13 @@ struct {
 
 #define REQ_OP_MASK 0xff /* include/linux/blk_types.h */
 
-SEC("tp_btf/block_rq_issue")
-int BPF_PROG(on_block_issue, struct request *rq)
+static __always_inline void note_issuer(struct request *rq, u64 issued_mono_ns)
 {
 	struct task_struct *task = bpf_get_current_task_btf();
 	struct issue issue = {};
 	u64 key = (u64)rq;
 
-	issue.mono_ns = bpf_ktime_get_ns();
+	issue.mono_ns = issued_mono_ns;
 	issue.cgroup_id = cpu_cgroup_id(task);
 	issue.tid = task->pid;
 	issue.tgid = task->tgid;
@@ -42,6 +41,37 @@ int BPF_PROG(on_block_issue, struct request *rq)
 	issue.followed = follow_of(task) ? 1 : 0;
 	read_comm(issue.comm, task);
 	bpf_map_update_elem(&issues, &key, &issue, BPF_ANY);
+}
+
+/* Into the scheduler, by who made it; it may be handed to the device by another. */
+SEC("tp_btf/block_rq_insert")
+int BPF_PROG(on_block_insert, struct request *rq)
+{
+	note_issuer(rq, 0);
+	return 0;
+}
+
+SEC("tp_btf/block_rq_issue")
+int BPF_PROG(on_block_issue, struct request *rq)
+{
+	struct issue *issue;
+	u64 key = (u64)rq;
+
+	issue = bpf_map_lookup_elem(&issues, &key);
+	if (issue)
+		issue->mono_ns = bpf_ktime_get_ns();
+	else
+		note_issuer(rq, bpf_ktime_get_ns());
+	return 0;
+}
+
+/* Merged into another request: it will never complete, and its address is used again. */
+SEC("tp_btf/block_rq_merge")
+int BPF_PROG(on_block_merge, struct request *rq)
+{
+	u64 key = (u64)rq;
+
+	bpf_map_delete_elem(&issues, &key);
 	return 0;
 }
 
@@ -58,7 +88,7 @@ int BPF_PROG(on_block_complete, struct request *rq, u8 error, unsigned int bytes
 	issue = bpf_map_lookup_elem(&issues, &key);
 	if (!issue)
 		return 0;
-	if (!issue->followed && (!sleepers || *sleepers <= 0))
+	if (!issue->mono_ns || (!issue->followed && (!sleepers || *sleepers <= 0)))
 		goto out;
 	r = reserve(&block_rings, sizeof(*r), CLASS_BLOCK);
 	if (!r)

@@ -95,8 +95,13 @@ PROBES: tuple[Probe, ...] = (
     Probe(
         name="block",
         answers="block requests that a thread may have waited for, and who else kept the device busy",
-        programs=_tracepoints(on_block_issue="block_rq_issue", on_block_complete="block_rq_complete"),
-        optional=frozenset(),
+        programs=_tracepoints(
+            on_block_insert="block_rq_insert",
+            on_block_issue="block_rq_issue",
+            on_block_merge="block_rq_merge",
+            on_block_complete="block_rq_complete",
+        ),
+        optional=frozenset({"on_block_merge"}),
         default=True,
         required=False,
         cost="a table entry per block request of the host; a record while followed threads wait for a disk",
