@@ -86,7 +86,7 @@ READ = Workload(
     kind="read",
     threads=1,
     probes=("block", "irq"),
-    programs=("on_block_issue", "on_block_complete", "on_irq_entry", "on_irq_exit"),
+    programs=("on_block_insert", "on_block_issue", "on_block_complete", "on_irq_entry", "on_irq_exit"),
 )
 LOCK = Workload(
     "a contended lock in `mmap`",

@@ -408,3 +408,67 @@ def _replay_as_root_and_user(
         timeout=60,
     )
     return as_root, as_user
+
+
+#: A thread of lower priority, on the last CPU, has a lock for 3 ms of work at a time; requests on another take it.
+LOCKED = """
+import hashlib
+import tailspan.client
+from tailspan.worker.comm import name_this_thread
+client = tailspan.client.connect(service="toy", path=sys.argv[1])
+lock, wanted = threading.Lock(), threading.Semaphore(0)
+
+def hold():
+    name_this_thread("holder")
+    os.sched_setaffinity(0, {int(sys.argv[2])})
+    os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 10)
+    while True:
+        wanted.acquire()
+        with lock:
+            held.set()
+            until = time.thread_time() + 0.003
+            while time.thread_time() < until: hashlib.pbkdf2_hmac("sha256", b"x", b"y", 300)
+
+held = threading.Event()
+threading.Thread(target=hold, daemon=True).start()
+
+def serve(count):
+    for _ in range(count):
+        held.clear(); wanted.release(); held.wait()
+        with client.request("POST /locked", model="toy") as request:
+            with request.span("lock"), lock: pass
+        time.sleep(0.005)
+
+serve(60)
+print("warm", flush=True)
+sys.stdin.readline()
+serve(23)
+"""
+
+
+def test_a_lock_holder_that_is_preempted_is_explained_by_the_preempter_with_the_chain(
+    run_agent: Callable[..., AgentProcess],
+) -> None:
+    agent = run_agent()
+    first_cpu = min(os.sched_getaffinity(0))
+    with program(LOCKED, agent.socket, LAST_CPU, cpu=first_cpu) as worker:
+        worker.go()
+        assert worker.line() == "warm"
+        with cpu_hog(LAST_CPU) as first, cpu_hog(LAST_CPU) as second:
+            worker.go()
+            worker.finish()
+    agent.stop()
+
+    verdicts = [v for v in agent.verdicts() if v.outcome is Outcome.NAMED]
+    assert len(verdicts) >= 10
+    assert_conserved(verdicts)
+    right = [v for v in verdicts if v.cause is Cause.RUN_QUEUE and v.culprit and v.culprit.pid in {first, second}]
+    assert len(right) >= 0.85 * len(verdicts), [v.sentence for v in verdicts if v not in right]
+    for verdict in right:
+        assert [(hop.comm, hop.cause) for hop in verdict.chain][-1] == ("holder", Cause.RUN_QUEUE)
+        assert verdict.chain[0].tid == verdict.request.tid
+        assert verdict.chain[0].cause is Cause.FUTEX
+        assert "priority inversion" in verdict.sentence
+    printed = agent.cli("explain", right[0].request.trace_id, "--store", str(agent.store))
+    assert "chain: " in printed.stdout
+    assert "holder[" in printed.stdout
