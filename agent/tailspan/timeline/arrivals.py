@@ -15,7 +15,7 @@ from tailspan.wire.events import SocketFlags, SocketOp
 #: Between reading a message's first bytes and beginning the request lies parsing. A thread may read for another
 #: (then the worker names the port), so the port may be further back than the thread.
 BY_THREAD_NS = 100_000_000
-BY_PORT_NS = 10_000_000_000
+BY_PORT_NS = 1_000_000_000
 
 
 def began(requests: Table) -> npt.NDArray[np.int64]:
@@ -40,18 +40,27 @@ def find_arrivals(requests: Table, sockets: Table) -> npt.NDArray[np.int64]:
     if not len(rows):
         return arrived
     rows = rows[np.argsort(rows["to_mono_ns"], kind="stable")]
-    read = rows["to_mono_ns"]
-    taken = np.zeros(len(rows), bool)
-    for at in np.argsort(requests["start_mono_ns"], kind="stable").tolist():
-        request = requests[at]
-        start, port = int(request["start_mono_ns"]), int(request["peer_port"])
-        reach = BY_PORT_NS if port else BY_THREAD_NS
-        first, past = np.searchsorted(read, (start - reach, start + 1))
-        near = rows[first:past]
-        fits = (near["tgid"] == request["tgid"]) & ~taken[first:past]
-        fits &= (near["remote_port"] == port) if port else (near["tid"] == request["tid"])
-        candidates = np.flatnonzero(fits)
-        if len(candidates):
-            taken[first + candidates[-1]] = True
-            arrived[at] = near["arrived_mono_ns"][candidates[-1]]
+    read, start = rows["to_mono_ns"], requests["start_mono_ns"]
+    by_port = requests["peer_port"] > 0
+    first = np.searchsorted(read, start - np.where(by_port, BY_PORT_NS, BY_THREAD_NS)).tolist()
+    past = np.searchsorted(read, start, side="right").tolist()
+    # Who read it, once by its peer's port and once by its thread: what a request is looked up by.
+    ports = list(zip(rows["tgid"].tolist(), rows["remote_port"].tolist(), strict=True))
+    threads = list(zip(rows["tgid"].tolist(), rows["tid"].tolist(), strict=True))
+    wanted = list(
+        zip(
+            requests["tgid"].tolist(),
+            np.where(by_port, requests["peer_port"], requests["tid"]).tolist(),
+            strict=True,
+        )
+    )
+    came = rows["arrived_mono_ns"].tolist()
+    taken: set[int] = set()
+    for at in np.argsort(start, kind="stable").tolist():
+        readers = ports if by_port[at] else threads
+        for row in range(past[at] - 1, first[at] - 1, -1):
+            if readers[row] == wanted[at] and row not in taken:
+                taken.add(row)
+                arrived[at] = came[row]
+                break
     return arrived

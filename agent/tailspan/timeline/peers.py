@@ -30,11 +30,13 @@ class Peers:
         room = self._limit + 1 - len(self._known)
         if room <= 0 or not len(cycles):
             return []
+        cycles = cycles[(cycles["waker_tgid"] != cycles["tgid"]) & (cycles["waker_tgid"] != 0)]
+        if not len(cycles):
+            return []
         noticeable = cycles["ready_mono_ns"] - cycles["off_mono_ns"] >= MIN_WAIT_NS
-        by_another = (cycles["waker_tgid"] != 0) & (cycles["waker_tgid"] != cycles["tgid"])
         by_task = cycles["flags"] & (CycleFlags.WAKER_IRQ | CycleFlags.WAKER_SOFTIRQ) == 0
         local = np.isin(cycles["object_kind"], (ObjectKind.PIPE, ObjectKind.UNIX, ObjectKind.FUTEX))
-        wakers = cycles["waker_tgid"][noticeable & by_another & by_task & local]
+        wakers = cycles["waker_tgid"][noticeable & by_task & local]
         followed = set(np.unique(cycles["tgid"]).tolist())
         found = [tgid for tgid in np.unique(wakers).tolist() if tgid not in self._known | followed][:room]
         self._known.update(found)
