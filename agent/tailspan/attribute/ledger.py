@@ -22,6 +22,9 @@ from tailspan.wire.spans import ActivationKind
 #: How many wake-ups a wait is followed back.
 MAX_HOPS = 8
 
+#: A shorter wait is not followed: threads that hand something back and forth have thousands of them.
+FOLLOW_NS = 20_000
+
 #: Waits for another thread, which that thread's wake-up ends.
 _FOR_A_THREAD = (Cause.FUTEX, Cause.GIL, Cause.PIPE, Cause.UNIX, Cause.KERNEL_LOCK, Cause.PROCESS)
 #: What can hold up a thread that somebody waits for: then that is the better answer. What it does of its own
@@ -105,7 +108,7 @@ def account(evidence: Evidence) -> Account:
         if not followed.any():
             break
         done.append(rows[~followed])
-        rows, added = _follow_wakers(rows[followed], states, len(links))
+        rows, added = _follow_wakers(rows[followed], path, states, len(links))
         links = join((links, added), _LINK)
     rows, links = _short_of_pool_threads(join([*done, rows], _ROW), links, evidence, path, states)
     if len(states.rows):
@@ -176,7 +179,8 @@ def _split_awaits(rows: Table, evidence: Evidence) -> Table:
 
 def _followable(rows: Table, states: States) -> Flags:
     """Waits on another thread whose waker we saw: its own story is the better answer."""
-    waits: Flags = np.isin(rows["cause"], _FOR_A_THREAD) & (rows["state"] >= 0) & (rows["settled"] == 0)
+    waits: Flags = (rows["end"] - rows["start"] >= FOLLOW_NS) & (rows["settled"] == 0) & (rows["state"] >= 0)
+    waits &= np.isin(rows["cause"], _FOR_A_THREAD)
     if not waits.any():
         return waits
     waker: Ints = states.rows["waker_tid"][rows["state"]]
@@ -185,10 +189,11 @@ def _followable(rows: Table, states: States) -> Flags:
     return followed
 
 
-def _follow_wakers(waits: Table, states: States, links: int) -> tuple[Table, Table]:
+def _follow_wakers(waits: Table, path: Path, states: States, links: int) -> tuple[Table, Table]:
     """Replace each wait by what its waker was held up by meanwhile, and the links that say so.
 
-    ``links``: how many there are already.
+    A waker that waited for the request's own thread had nothing to do: it was not held up. ``links``: how many
+    there are already.
     """
     waker = states.rows["waker_tid"][waits["state"]]
     tiles = tile(
@@ -203,6 +208,8 @@ def _follow_wakers(waits: Table, states: States, links: int) -> tuple[Table, Tab
     with_gil = rows["cause"] == Cause.GIL
     held_up = np.isin(of_waker, np.array(_HINDERED)) & ~with_gil
     held_up |= np.isin(of_waker, np.array(_HINDERED_WITH_GIL)) & with_gil
+    of_request = path.tid[rows["segment"]]
+    held_up &= ~np.isin(of_waker, _FOR_A_THREAD) | (states.rows["waker_tid"][tiles.cover] != of_request)
     rows["settled"] = ~held_up
     rows["chain"] = np.where(held_up, links + which[tiles.parent], rows["chain"])
     rows["state"] = np.where(held_up, tiles.cover, rows["state"])

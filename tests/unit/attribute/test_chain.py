@@ -79,4 +79,22 @@ def test_threads_that_wait_for_each_other_end_after_a_bounded_number_of_hops() -
 
     assert ledgers(found, 1)[0].sum() == 100 * MS
     assert len(found.chain) <= MAX_HOPS
+    verdict = judge(evidence)[0]
+    assert verdict.cause is Cause.FUTEX
+    # The other one had nothing to do but wait for this one: it is whom this one waited for.
+    assert verdict.culprit is not None and verdict.culprit.label == "t2[2]"
+
+
+def test_a_circle_of_three_ends_after_a_bounded_number_of_hops() -> None:
+    timeline = Timeline()
+    timeline.request(0, 100, tid=1)
+    timeline.blocks(1, 10, 90, 90, waker=2)
+    timeline.blocks(2, 10, 90, 90, waker=3)
+    timeline.blocks(3, 10, 90, 90, waker=2)
+    evidence = timeline.evidence()
+
+    found = account(evidence)
+
+    assert ledgers(found, 1)[0].sum() == 100 * MS
+    assert 1 <= len(found.chain) <= MAX_HOPS
     assert judge(evidence)[0].cause is Cause.FUTEX
