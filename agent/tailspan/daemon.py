@@ -166,26 +166,24 @@ class Agent:
             "sockets": batch.sockets,
             "blocks": batch.blocks,
             "incidents": batch.incidents,
-            "losses": batch.losses,
         }
         counted = tables | {"threads": batch.thread_events, "syscalls": batch.syscalls}
         for name, rows in (counted | {"connections": batch.connections}).items():
             self._records[name] += len(rows)
         self.metrics.socket_waits(batch.sockets)
         if thorough:
-            del self._records["losses"]  # those have a metric of their own
             self.metrics.records({name.removesuffix("s"): count for name, count in self._records.items()})
             self._records.clear()
             self.metrics.connections(batch.connections)
             if self.source.status["incidents"].attached:
                 self.metrics.incidents(batch.incidents)
             self.syscalls.keep(batch.syscalls)
-        self.pipeline.take(tables, batch.thread_events)
+        self.pipeline.take(tables | {"losses": batch.losses}, batch.thread_events)
         peers = self._peers.new(batch.cycles)
         if peers:
             self._follow(peers, only_threads=True)
-        for row in batch.losses:
-            self.metrics.lost(LOSS_NAMES[int(row["klass"])], int(row["count"]))
+        if self._peers.refused and self._config.follow.peers:
+            log.once_per(3600, "peers", logger, "follow.peers is reached: others that end waits are not followed")
 
     def _judge(self, open_threads: Table) -> None:
         received, self._pending = self._pending, []

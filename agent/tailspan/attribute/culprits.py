@@ -243,7 +243,7 @@ class Witness:
         """Who kept the disk busy while the thread slept: another process if it had more in flight than the thread
         itself and everybody who wrote on its behalf, else the disk.
 
-        In flight: the sum over requests of the time between hand-over to the device and completion in the sleep.
+        In flight: the sum over requests of the time, in the sleep, from when each was made to its completion.
         """
         blocks = self._evidence.blocks
         start, end = int(state["start"]), int(state["end"])

@@ -31,17 +31,8 @@ _FOR_A_THREAD = (Cause.FUTEX, Cause.GIL, Cause.PIPE, Cause.UNIX, Cause.KERNEL_LO
 #: accord (computing, sleeping, waiting for its next piece of work) leaves the wait a wait for that thread.
 _HINDERED = (
     *_FOR_A_THREAD,
-    *(
-        Cause.RUN_QUEUE,
-        Cause.THROTTLED,
-        Cause.IRQ,
-        Cause.STOPPED,
-        Cause.IO,
-        Cause.PAGE_IN,
-        Cause.RECLAIM,
-        Cause.GC,
-    ),
-    *(Cause.UPSTREAM, Cause.NETWORK),
+    *(Cause.RUN_QUEUE, Cause.THROTTLED, Cause.IRQ, Cause.STOPPED, Cause.IO, Cause.PAGE_IN),
+    *(Cause.RECLAIM, Cause.GC, Cause.UPSTREAM, Cause.NETWORK),
 )
 #: The same for who has the interpreter's lock, which is given back before any system call that may sleep.
 _HINDERED_WITH_GIL = (

@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from tailspan.attribute import sleeps
 from tailspan.attribute.causes import Cause
-from tailspan.attribute.intervals import Ints, disjoint, tile
+from tailspan.attribute.intervals import Flags, Ints, disjoint, tile
 from tailspan.timeline.arrivals import began
 from tailspan.timeline.evidence import Evidence, Table
 from tailspan.timeline.tables import FOREVER, join
@@ -36,7 +36,7 @@ _ROW = np.dtype(
         ("cpu", "<i4"),
         ("object", "<i8"),  # what it slept on; its kind decided the cause
         ("object_dev", "<u4"),
-        ("generation", "<i4"),  # of a garbage collection
+        ("tgid", "<i4"),
         ("socket", "<i8"),  # row of Evidence.sockets that says what the connection waited for; -1: none
         ("length_ns", "<i8"),  # of an on-cpu state before it was cut to the window
         ("irq_ns", "<i8"),  # spread evenly over that length, as are the next ones
@@ -48,8 +48,6 @@ _ROW = np.dtype(
     ]
 )
 _COUNTED = ("irq_ns", "net_ns", "reclaim_ns", "short_blocked_ns", "short_runq_ns")
-_OFF_CPU_WAITS = (Cause.RUN_QUEUE, Cause.THROTTLED)
-
 
 #: CPU time in which a thread that timed out looks again and goes back to sleep.
 RECHECK_NS = 100_000
@@ -101,7 +99,7 @@ def thread_states(evidence: Evidence) -> States:
     if not keep.all():
         rows, key = rows[keep], key[keep]
     _join_timed_waits(rows)
-    rows = _split_by_holder(rows, evidence)
+    rows = _split_by_holder(rows)
     key = np.searchsorted(tids, rows["tid"])
     return States(rows, key.astype(np.int64), tids, runners)
 
@@ -112,7 +110,7 @@ def _join_timed_waits(rows: Table) -> None:
     Python waits for its interpreter lock like that, 5 ms at a time. Waits in a row: on futexes, with hardly any
     CPU time in between (the thread may well have to queue for a CPU to look and go to sleep again).
     """
-    awake = (Cause.ON_CPU, Cause.GC, Cause.IRQ, *_OFF_CPU_WAITS)
+    awake = (Cause.ON_CPU, Cause.GC, Cause.IRQ, Cause.RUN_QUEUE, Cause.THROTTLED)
     asleep = np.flatnonzero(~np.isin(rows["cause"], awake))
     if not len(asleep):
         return
@@ -129,7 +127,7 @@ def _join_timed_waits(rows: Table) -> None:
         rows[field][asleep] = np.where(timed_out, waits[field][last], waits[field])
 
 
-def _split_by_holder(rows: Table, evidence: Evidence) -> Table:
+def _split_by_holder(rows: Table) -> Table:
     """Who had the interpreter's lock while a thread waited for it: one of its process that runs Python and was on
     a CPU. The last who let it go may have had it for an instant only.
 
@@ -142,27 +140,16 @@ def _split_by_holder(rows: Table, evidence: Evidence) -> Table:
     python = np.union1d(waits["tid"], waits["waker_tid"])
     ran = np.isin(rows["cause"], (Cause.ON_CPU, Cause.GC)) & np.isin(rows["tid"], python)
     held = rows[ran]
-    tids, tgids = evidence.threads["tid"].astype(np.int64), evidence.threads["tgid"].astype(np.int64)
-    order = np.argsort(tids, kind="stable")
-    tids, tgids = tids[order], tgids[order]
-
-    def process(of: Table) -> Ints:
-        at = np.minimum(np.searchsorted(tids, of["tid"]), len(tids) - 1)
-        return np.where(tids[at] == of["tid"], tgids[at], 0).astype(np.int64)
-
-    by = process(held)
-    order = np.lexsort((held["start"], by))
-    held, by = held[order], by[order]
-    _, key = np.unique(np.concatenate((by, process(waits))), return_inverse=True)
+    held = held[np.lexsort((held["start"], held["tgid"]))]
+    _, key = np.unique(np.concatenate((held["tgid"], waits["tgid"])), return_inverse=True)
     of_held, of_waits = key[: len(held)].astype(np.int64), key[len(held) :].astype(np.int64)
     tiles = tile(of_waits, waits["start"], waits["end"], of_held, *disjoint(of_held, held["start"], held["end"]))
     split = waits[tiles.parent]
     split["start"], split["end"] = tiles.start, tiles.end
     seen = tiles.cover >= 0
     if seen.any():
-        holder = held["tid"][tiles.cover]
-        split["waker_tid"] = np.where(seen, holder, split["waker_tid"])
-        split["waker_tgid"] = np.where(seen, process(held)[tiles.cover], split["waker_tgid"])
+        split["waker_tid"] = np.where(seen, held["tid"][tiles.cover], split["waker_tid"])
+        split["waker_tgid"] = np.where(seen, held["tgid"][tiles.cover], split["waker_tgid"])
     rows = join((rows[~gil], split), _ROW)
     inside: Table = rows[np.argsort(_in_order(rows["tid"], rows["start"]), kind="stable")]
     return inside
@@ -191,27 +178,18 @@ def _running(cycles: Table) -> Table:
     rows["start"], rows["end"] = cycles["run_mono_ns"], cycles["off_mono_ns"]
     rows["tid"], rows["cause"] = cycles["tid"], Cause.ON_CPU
     rows["cpu"] = cycles["run_cpu"]
-    for name in (*_COUNTED, "flags", "prio"):
+    for name in (*_COUNTED, "tgid", "flags", "prio"):
         rows[name] = cycles[name]
     # A thread seen asleep at adoption did not run before, it was not seen.
     ran: Table = rows[cycles["flags"] & (CycleFlags.SEEDED | CycleFlags.BORN) == 0]
     return ran
 
 
-_SLEEP = ("tid", "syscall_nr", "state", "flags", "object", "object_dev")
-
-
 def _blocked(cycles: Table, evidence: Evidence) -> Table:
     asleep = cycles[cycles["ready_mono_ns"] > cycles["off_mono_ns"]]
-    rows = _rows(len(asleep))
-    rows["start"], rows["end"] = asleep["off_mono_ns"], asleep["ready_mono_ns"]
-    for name in (*_SLEEP, "prio"):
-        rows[name] = asleep[name]
-    rows["cause"] = sleeps.causes(asleep, evidence.meta.runtime_locks)
     by_task = asleep["flags"] & CycleFlags.WAKER_IRQ == 0
-    rows["waker_tid"] = np.where(by_task, asleep["waker_tid"], 0)
-    rows["waker_tgid"] = np.where(by_task, asleep["waker_tgid"], 0)
-    rows["waker_comm"] = np.where(by_task, asleep["waker_comm"], b"")
+    rows = _sleeps(asleep, asleep["ready_mono_ns"], by_task, evidence)
+    rows["prio"] = asleep["prio"]
     return rows
 
 
@@ -219,15 +197,18 @@ def _blocked_still(evidence: Evidence) -> Table:
     """Sleeps that were not over, or whose sleeper was not on a CPU yet, when the requests were judged."""
     open_ = evidence.open_threads[evidence.open_threads["off_mono_ns"] > 0]
     woken = open_["ready_mono_ns"] > 0
-    rows = _rows(len(open_))
-    rows["start"] = open_["off_mono_ns"]
-    rows["end"] = np.where(woken, open_["ready_mono_ns"], open_["taken_mono_ns"])
-    for name in _SLEEP:
-        rows[name] = open_[name]
-    rows["cause"] = sleeps.causes(open_, evidence.meta.runtime_locks)
-    rows["waker_tid"] = np.where(woken, open_["waker_tid"], 0)
-    rows["waker_tgid"] = np.where(woken, open_["waker_tgid"], 0)
-    rows["waker_comm"] = np.where(woken, open_["waker_comm"], b"")
+    return _sleeps(open_, np.where(woken, open_["ready_mono_ns"], open_["taken_mono_ns"]), woken, evidence)
+
+
+def _sleeps(asleep: Table, end: Ints, by_task: Flags, evidence: Evidence) -> Table:
+    """Of THREAD_CYCLE or THREAD_STATE rows. ``by_task``: a task has woken the sleeper, and it is known which."""
+    rows = _rows(len(asleep))
+    rows["start"], rows["end"] = asleep["off_mono_ns"], end
+    for name in ("tid", "tgid", "syscall_nr", "state", "flags", "object", "object_dev"):
+        rows[name] = asleep[name]
+    for name in ("waker_tid", "waker_tgid", "waker_comm"):
+        rows[name][by_task] = asleep[name][by_task]
+    rows["cause"] = sleeps.causes(asleep, evidence.meta.runtime_locks)
     return rows
 
 
@@ -282,14 +263,14 @@ def _tails(evidence: Evidence) -> Table:
     gone = gone[gone["gone_mono_ns"] < FOREVER]
     ran = _rows(len(gone))
     ran["start"], ran["end"], ran["tid"] = gone["last_run_mono_ns"], gone["gone_mono_ns"], gone["tid"]
-    ran["cause"] = Cause.ON_CPU
+    ran["tgid"], ran["cause"] = gone["tgid"], Cause.ON_CPU
 
     off = open_["off_mono_ns"] > 0
     running = _rows(len(open_))
     running["start"], running["tid"], running["cause"] = open_["run_mono_ns"], open_["tid"], Cause.ON_CPU
     running["end"] = np.where(off, open_["off_mono_ns"], open_["taken_mono_ns"])
     running["cpu"] = open_["run_cpu"]
-    for name in _COUNTED:
+    for name in (*_COUNTED, "tgid"):
         running[name] = open_[name]
     running = running[~off | (open_["flags"] & CycleFlags.SEEDED == 0)]
 
@@ -330,5 +311,4 @@ def _split_by_pause(rows: Table, pauses: Table) -> Table:
     split = running[tiles.parent]
     split["start"], split["end"] = tiles.start, tiles.end
     split["cause"] = np.where(tiles.cover >= 0, Cause.GC, Cause.ON_CPU)
-    split["generation"] = pauses["generation"][tiles.cover]
     return join((rows[~ran], split), _ROW)

@@ -25,7 +25,7 @@ def boot_id() -> str:
         return ""
 
 
-@functools.cache
+@functools.lru_cache(256)
 def device_name(dev: int) -> str:
     """Of a block device by the kernel's number, ``(major << 20) | minor``: ``vda``; ``254:0`` where it is gone."""
     number = f"{dev >> 20}:{dev & 0xFFFFF}"

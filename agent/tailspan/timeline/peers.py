@@ -24,12 +24,10 @@ class Peers:
     def __init__(self, limit: int) -> None:
         self._limit = limit
         self._known = {os.getpid()}
+        self.refused = 0  #: how often the limit has kept a process out
 
     def new(self, cycles: Table) -> list[int]:
         """tgids to follow that these records (THREAD_CYCLE rows) call for and no earlier ones did."""
-        room = self._limit + 1 - len(self._known)
-        if room <= 0 or not len(cycles):
-            return []
         cycles = cycles[(cycles["waker_tgid"] != cycles["tgid"]) & (cycles["waker_tgid"] != 0)]
         if not len(cycles):
             return []
@@ -38,6 +36,8 @@ class Peers:
         local = np.isin(cycles["object_kind"], (ObjectKind.PIPE, ObjectKind.UNIX, ObjectKind.FUTEX))
         wakers = cycles["waker_tgid"][noticeable & by_task & local]
         followed = set(np.unique(cycles["tgid"]).tolist())
-        found = [tgid for tgid in np.unique(wakers).tolist() if tgid not in self._known | followed][:room]
+        wanted = [tgid for tgid in np.unique(wakers).tolist() if tgid not in self._known | followed]
+        found = wanted[: self._limit + 1 - len(self._known)]
+        self.refused += len(wanted) - len(found)
         self._known.update(found)
         return found

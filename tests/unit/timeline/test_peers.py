@@ -45,4 +45,5 @@ def test_who_is_not(timeline: Timeline) -> None:
 def test_there_is_a_limit() -> None:
     peers = Peers(limit=2)
     assert [_new(peers, _woken_by(tgid)) for tgid in (7, 8, 9)] == [[7], [8], []]
+    assert peers.refused == 1
     assert _new(Peers(limit=0), _woken_by(7)) == []
