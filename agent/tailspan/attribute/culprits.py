@@ -1,7 +1,7 @@
 """Who: the stretches of a request grouped by culprit, and laid out in time.
 
-What stands behind every stretch of an account is worked out once, in arrays, as a pair of small numbers; words are
-made once per pair. A verdict then only walks over integers.
+What stands behind every stretch is a pair of small numbers (:mod:`tailspan.attribute.behind`); words are made once
+per pair. A verdict then only walks over integers.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ from dataclasses import replace
 
 import numpy as np
 
+from tailspan.attribute.behind import Behind, behind, behind_shares
 from tailspan.attribute.causes import Cause
-from tailspan.attribute.intervals import Flags, Ints
 from tailspan.attribute.ledger import SHARES, Account, shares
 from tailspan.attribute.path import Hold
 from tailspan.attribute.verdict import Culprit, CulpritKind, Hop, Step
 from tailspan.timeline.arrivals import began
 from tailspan.timeline.evidence import Evidence, Table
-from tailspan.wire.events import CycleFlags, IncidentKind, RunnerFlags
+from tailspan.wire.events import IncidentKind, RunnerFlags
 from tailspan.wire.spans import ActivationKind
 from tailspan.wire.syscalls import syscall_name
 
@@ -27,28 +27,10 @@ from tailspan.wire.syscalls import syscall_name
 MAX_CULPRITS = 16
 MAX_STEPS = 400
 
-# What stands behind a stretch, and what its number means.
-_NOBODY = 0  # -
-_RUNNER = 1  # row of States.runners, the first of those that are the same; -1: not seen
-_OCCUPANT = 2  # row of Evidence.activations; -1: not named
-_QUOTA = 3  # -
-_WAKER = 4  # row of States.rows, the first whose waker is the same
-_SYSCALL = 5  # number
-_SHORT = 6  # -
-_DEVICE = 7  # row of States.rows: a sleep on a file or disk
-_PEER = 8  # row of Evidence.sockets
-_STOP = 9  # row of States.rows
-_MEMORY = 10  # 1: the limit of its own cgroup, 0: the host's
-_COLLECTOR = 11  # tid
-_INTERRUPTS = 12  # 1: network softirqs mostly, 0: others
-_HYPERVISOR = 13  # -
-_UNTAKEN = 14  # 1: not accepted, 0: not read
-
 _CGROUP_FROZEN = 0x8000  # TASK_FROZEN, include/linux/sched.h
 _STOP_SIGNALS = (19, 20, 21, 22)  # SIGSTOP, SIGTSTP, SIGTTIN, SIGTTOU
 
 _Pair = tuple[int, int]
-_Shared = tuple[int, Ints]
 
 
 class Witness:
@@ -58,10 +40,10 @@ class Witness:
         self._evidence = evidence
         self._account = account
         self._bounds = np.searchsorted(account.rows["request"], np.arange(len(evidence.requests) + 1)).tolist()
-        self._what, self._which = _behind(account)
+        self._what, self._which = behind(account)
         self._shares = shares(account)
         self._own = account.rows["end"] - account.rows["start"] - self._shares.sum(axis=0)
-        self._behind_share = _behind_shares(account)
+        self._behind_share = behind_shares(account)
         segment = account.rows["segment"]
         self._tid, self._name = account.path.tid[segment], account.path.name[segment]
         hold, activation = account.path.hold[segment], account.path.activation[segment]
@@ -128,8 +110,8 @@ class Witness:
     def _step(self, key: tuple[int, int, int, int, int, _Pair], start: int, end: int, tgid: int) -> Step:
         name, tid, number, chain, occupant, pair = key
         notes = [self._culprit(pair, tgid).label]
-        if occupant >= 0 and pair[0] != _OCCUPANT:
-            notes.append(f"behind {self._culprit((_OCCUPANT, occupant), tgid).label}")
+        if occupant >= 0 and pair[0] != Behind.OCCUPANT:
+            notes.append(f"behind {self._culprit((Behind.OCCUPANT, occupant), tgid).label}")
         hops = self._chain(tid, chain, Cause(number))
         if len(hops) > 1:
             notes.append(f"of {hops[-1].comm}[{hops[-1].tid}]")
@@ -170,38 +152,38 @@ class Witness:
 
     def _describe(self, pair: _Pair, tgid: int) -> Culprit:
         what, which = pair
-        if what == _RUNNER:
+        if what == Behind.RUNNER:
             return self._runner(which, tgid)
-        if what == _OCCUPANT:
+        if what == Behind.OCCUPANT:
             return self._activation(which)
-        if what == _QUOTA:
+        if what == Behind.QUOTA:
             return Culprit(CulpritKind.CGROUP, 0, "its own cgroup's quota")
-        if what == _WAKER:
+        if what == Behind.WAKER:
             return self._waker(self._account.states.rows[which], tgid)
-        if what == _SYSCALL:
+        if what == Behind.SYSCALL:
             name = syscall_name(which)
             return Culprit(CulpritKind.NONE, 0, f"in {name}" if name else "in no system call")
-        if what == _SHORT:
+        if what == Behind.SHORT:
             return Culprit(CulpritKind.NONE, 0, "waits too short to record")
-        if what == _DEVICE:
+        if what == Behind.DEVICE:
             return self._device(self._account.states.rows[which])
-        if what == _PEER:
+        if what == Behind.PEER:
             record = self._evidence.sockets[which]
             address = endpoint(record["remote"], int(record["remote_port"]))
             return Culprit(CulpritKind.PEER, 0, address, owner=address)
-        if what == _STOP:
+        if what == Behind.STOP:
             return self._stop(self._account.states.rows[which], tgid)
-        if what == _MEMORY:
+        if what == Behind.MEMORY:
             if which:
                 return Culprit(CulpritKind.CGROUP, 0, "its own cgroup's memory limit")
             return Culprit(CulpritKind.HOST, 0, "the host's memory")
-        if what == _COLLECTOR:
+        if what == Behind.COLLECTOR:
             return self._thread(which, "", tgid)
-        if what == _INTERRUPTS:
+        if what == Behind.INTERRUPTS:
             return Culprit(CulpritKind.SOFTIRQ, 0, "network softirqs" if which else "interrupts")
-        if what == _HYPERVISOR:
+        if what == Behind.HYPERVISOR:
             return Culprit(CulpritKind.HOST, 0, "the hypervisor")
-        if what == _UNTAKEN:
+        if what == Behind.UNTAKEN:
             return Culprit(
                 CulpritKind.OWN, 0, "its own accept loop" if which else "its own reading thread", pid=tgid
             )
@@ -299,82 +281,6 @@ class Witness:
             return Culprit(CulpritKind.NONE, 0, "an event-loop callback of no request")
         span_id = owner.to_bytes(8, "big").hex()
         return Culprit(CulpritKind.REQUEST, 0, f"request {span_id}", owner=span_id)
-
-
-def _behind(account: Account) -> tuple[Ints, Ints]:
-    """(what stands behind each stretch, its number)."""
-    rows, states = account.rows, account.states.rows
-    cause, state = rows["cause"], rows["state"]
-    seen: Flags = state >= 0
-    what = np.full(len(rows), _NOBODY, np.int64)
-    which = np.zeros(len(rows), np.int64)
-    untaken = np.isin(cause, (Cause.ACCEPT, Cause.UNREAD))
-    _put(what, which, untaken, _UNTAKEN, (cause == Cause.ACCEPT).astype(np.int64))
-    if len(states):
-        of = states[state]
-        no_sleep = (Cause.ON_CPU, Cause.UNKNOWN, Cause.BATCHING, Cause.AWAIT, Cause.ACCEPT, Cause.UNREAD)
-        blocked = seen & ~np.isin(cause, no_sleep)
-        _put(what, which, blocked, _SYSCALL, of["syscall_nr"])
-        # Any wait that a task ended: who that was. Below, better answers.
-        by_task = blocked & (of["waker_tid"] != 0) & ~np.isin(cause, (Cause.SOCKET, Cause.POLL, Cause.SLEEP))
-        what[by_task] = _WAKER
-        which[by_task] = _first_same(of["waker_tid"][by_task], state[by_task])
-        _put(what, which, seen & np.isin(cause, (Cause.IO, Cause.PAGE_IN)), _DEVICE, state)
-        network = np.isin(cause, (Cause.UPSTREAM, Cause.NETWORK)) & (rows["socket"] >= 0)
-        _put(what, which, network, _PEER, rows["socket"])
-        _put(what, which, seen & (cause == Cause.STOPPED), _STOP, state)
-        _put(what, which, seen & (cause == Cause.RECLAIM), _MEMORY, _own_limit(states)[state])
-        _put(what, which, seen & (cause == Cause.GC), _COLLECTOR, of["tid"])
-        runner = np.full(len(rows), -1, np.int64)
-        if len(account.states.runners):
-            runner = np.where(of["runner"] >= 0, _same_runner(account)[of["runner"]], -1)
-        _put(what, which, seen & np.isin(cause, (Cause.RUN_QUEUE, Cause.IRQ)), _RUNNER, runner)
-    _put(what, which, cause == Cause.THROTTLED, _QUOTA, which * 0)
-    _put(what, which, cause == Cause.QUEUED, _OCCUPANT, account.path.activation[rows["segment"]])
-    return what, which
-
-
-def _own_limit(states: Table) -> Ints:
-    """1 where a thread's memory stalls are its own cgroup's doing: it reclaimed within that limit at some time.
-
-    A page that is read again because it was evicted too early does not say who evicted it.
-    """
-    within = states["tid"][states["flags"] & CycleFlags.MEMCG != 0]
-    limited: Ints = np.isin(states["tid"], within).astype(np.int64)
-    return limited
-
-
-def _behind_shares(account: Account) -> list[_Shared]:
-    """The same for each of SHARES: what stands behind it, and its number by stretch."""
-    zero = np.zeros(len(account.rows), np.int64)
-    if not len(account.states.rows):
-        return [(_NOBODY, zero) for _ in SHARES]
-    of = account.states.rows[account.rows["state"]]
-    memcg = _own_limit(account.states.rows)[account.rows["state"]]
-    network = (2 * of["net_ns"] > of["irq_ns"]).astype(np.int64)
-    return [(_INTERRUPTS, network), (_MEMORY, memcg), (_HYPERVISOR, zero), (_NOBODY, zero), (_SHORT, zero)]
-
-
-def _first_same(values: Ints, rows: Ints) -> Ints:
-    """For each value, of those in ``rows`` the first row that has it: one number for all that are the same."""
-    _, first, inverse = np.unique(values, return_index=True, return_inverse=True)
-    same: Ints = rows[first][inverse]
-    return same
-
-
-def _put(what: Ints, which: Ints, where: Flags, kind: int, number: Ints) -> None:
-    what[where] = kind
-    which[where] = number[where]
-
-
-def _same_runner(account: Account) -> Ints:
-    """For each runner the first row that is the same culprit: by process, and by thread where it is none."""
-    runners = account.states.runners
-    is_thread = (runners["tid"] == 0) | (runners["flags"] & RunnerFlags.KTHREAD != 0)
-    key = runners["tgid"].astype(np.int64) * 2 + is_thread
-    _, first, inverse = np.unique(key, return_index=True, return_inverse=True)
-    same: Ints = first[inverse]
-    return same
 
 
 def endpoint(raw: bytes, port: int) -> str:
