@@ -91,9 +91,10 @@ struct thread_cycle {
 	__u32 flags;	/* enum cycle_flags */
 	__u32 waker_tid; /* 0 unless it was woken */
 	__u32 waker_tgid;
-	__u32 object_kind; /* enum object_kind */
-	__u32 object_dev;  /* of a file or block device: (major << 20) | minor, as in the kernel's dev_t */
+	__u32 object_dev;  /* of a file or device: (major << 20) | minor, as in the kernel's dev_t */
 	__u32 prio;	   /* as in struct runner */
+	__u16 object_kind; /* enum object_kind */
+	__u16 launches;	   /* of run..off: work handed to a GPU; 65535 is that many or more */
 	__u16 run_cpu;
 	__u16 wait_cpu;
 	char waker_comm[COMM_LEN];
@@ -319,6 +320,37 @@ struct syscall_hist {
 	__u64 slots[SYSCALL_SLOTS];
 };
 
+/* A call into the CUDA driver (or its runtime) that may wait for the device, of a followed process. Of calls within
+ * calls the outermost is written. Launches are counted only. */
+enum gpu_call_kind {
+	GPU_CALL_SYNC = 0,   /* waits until a stream, an event or the device is done */
+	GPU_CALL_COPY = 1,   /* copies, and returns when the data is there */
+	GPU_CALL_ALLOC = 2,
+	GPU_CALL_FREE = 3,   /* waits for the device too */
+	GPU_CALL_LOAD = 4,   /* of code: a module or a library */
+	GPU_CALL_LAUNCH = 5, /* of a kernel or a graph; never a record */
+	GPU_CALL_COUNT = 6,
+};
+
+struct gpu_call {
+	__u64 enter_mono_ns;
+	__u64 exit_mono_ns;
+	__u64 launch_mono_ns; /* the thread's first launch since its last record; 0: none */
+	__u64 bytes;	      /* asked for, or copied; 0 for other calls, and where the call does not say */
+	__u32 launches;	      /* of the thread since its last record */
+	__u32 tid;
+	__u32 tgid;
+	__u32 kind;   /* enum gpu_call_kind */
+	__s32 result; /* CUresult or cudaError_t: 0 success, 2 out of memory */
+	__u32 pad;
+};
+
+/* How often each function was called, since the probes were attached: (process, kind). */
+struct gpu_call_key {
+	__u32 tgid;
+	__u32 kind; /* enum gpu_call_kind */
+};
+
 /* Index of a record class in rings and loss counters. */
 enum record_class {
 	CLASS_CYCLE = 0,
@@ -329,7 +361,8 @@ enum record_class {
 	CLASS_CONNECTION = 5,
 	CLASS_BLOCK = 6,
 	CLASS_INCIDENT = 7,
-	CLASS_COUNT = 8,
+	CLASS_GPU_CALL = 8,
+	CLASS_COUNT = 9,
 };
 
 #endif

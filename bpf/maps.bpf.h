@@ -35,6 +35,13 @@ struct follow {
 	u64 major_faults_at_on;
 	u32 minor_faults; /* of turns that were folded into this one, and of this one when it is off */
 	u32 major_faults;
+	u64 gpu_enter_mono_ns; /* of the call into the GPU's driver that it is in; 0: none */
+	u64 gpu_stack;	       /* its stack pointer there: calls within it have a lower one */
+	u64 gpu_bytes;
+	u64 gpu_launch_mono_ns; /* first launch since its last gpu_call */
+	u32 gpu_launches;	/* since its last gpu_call */
+	u32 gpu_kind;		/* enum gpu_call_kind */
+	u32 launches;		/* of this turn, and of those that were folded into it */
 	u32 object_kind;
 	u32 object_dev;
 	u32 short_count;
@@ -53,7 +60,7 @@ struct follow {
 	u8 in_kernel_lock;
 	u8 throttle_clocked; /* throttled_at_ready_ns is of the run queue that it still is in */
 	u8 only_threads; /* followed for what it does to others: its child processes are not */
-	u8 pad[1];
+	u8 pad[5];
 	char waker_comm[COMM_LEN];
 };
 
@@ -134,6 +141,7 @@ struct ring_array socket_rings SEC(".maps");
 struct ring_array connection_rings SEC(".maps");
 struct ring_array block_rings SEC(".maps");
 struct ring_array incident_rings SEC(".maps");
+struct ring_array gpu_call_rings SEC(".maps");
 
 /* clang leaves a struct out of BTF when only local pointers use it: one anchor per record and enum. */
 struct runner anchor_runner;
@@ -146,6 +154,8 @@ struct socket_wait anchor_socket_wait;
 struct connection anchor_connection;
 struct block_request anchor_block_request;
 struct incident anchor_incident;
+struct gpu_call anchor_gpu_call;
+struct gpu_call_key anchor_gpu_call_key;
 struct syscall_key anchor_syscall_key;
 struct syscall_hist anchor_syscall_hist;
 enum runner_flags anchor_runner_flags;
@@ -155,6 +165,7 @@ enum object_kind anchor_object_kind;
 enum socket_op anchor_socket_op;
 enum socket_flags anchor_socket_flags;
 enum incident_kind anchor_incident_kind;
+enum gpu_call_kind anchor_gpu_call_kind;
 enum thread_event_kind anchor_thread_event_kind;
 enum thread_mode anchor_thread_mode;
 enum record_class anchor_record_class;

@@ -12,6 +12,7 @@ enum call_shape {
 	SHAPE_FUTEX = 1, /* the first argument is the futex word */
 	SHAPE_FD = 2,	 /* the first argument is a descriptor */
 	SHAPE_POLL = 3,	 /* the first argument is an array of struct pollfd, the second its length */
+	/* Of several descriptors the first counts only where it is a character device: a driver's library polls its own. */
 };
 
 #define MAX_SYSCALLS 512
@@ -86,9 +87,15 @@ static __always_inline void read_object(struct task_struct *task, struct follow 
 		read_file(task, f, SYSCALL_ARG0(regs));
 		break;
 	case SHAPE_POLL: /* the array is in the thread's own memory: only when it is the one that runs */
-		if (SYSCALL_ARG1(regs) == 1 && task == bpf_get_current_task_btf() &&
-		    !bpf_probe_read_user(&fd, sizeof(fd), (void *)SYSCALL_ARG0(regs)))
-			read_file(task, f, fd);
+		if (!SYSCALL_ARG1(regs) || task != bpf_get_current_task_btf() ||
+		    bpf_probe_read_user(&fd, sizeof(fd), (void *)SYSCALL_ARG0(regs)))
+			break;
+		read_file(task, f, fd);
+		if (SYSCALL_ARG1(regs) > 1 && f->object_kind != OBJECT_CHAR_DEVICE) {
+			f->object = 0;
+			f->object_kind = OBJECT_NONE;
+			f->object_dev = 0;
+		}
 		break;
 	}
 }

@@ -9,8 +9,8 @@ import numpy as np
 
 from tailspan.attribute.causes import N_CAUSES
 from tailspan.timeline.evidence import TABLES, Evidence, LikeRow, Meta
-from tailspan.timeline.tables import FOREVER
-from tailspan.wire.events import CycleFlags, IncidentKind, RunnerFlags, SocketOp, ThreadMode
+from tailspan.timeline.tables import ABSENT, FOREVER, GpuEventKind
+from tailspan.wire.events import CycleFlags, GpuCallKind, IncidentKind, RunnerFlags, SocketOp, ThreadMode
 from tailspan.wire.spans import ActivationKind, SpanKind
 from tailspan.wire.syscalls import SYSCALLS
 
@@ -38,7 +38,7 @@ class Timeline:
     def request(self, start: float, end: float, tid: int, **fields: object) -> int:
         """A request; returns its row. String fields are given as text."""
         row = len(self._rows["requests"])
-        for name in ("name", "model", "version", "service", "status"):
+        for name in ("name", "model", "version", "service", "status", "device", "provider"):
             fields[name] = self._string(str(fields.get(name, "")))
         self._rows["requests"].append(
             {
@@ -236,6 +236,56 @@ class Timeline:
                 "steal_ns": round(steal * MS),
             }
         )
+
+    def gpu_call(self, kind: GpuCallKind, start: float, end: float, tid: int, **fields: object) -> None:
+        """``launch_at``: ms of the first launch since the thread's last call."""
+        if "launch_at" in fields:
+            fields["launch_mono_ns"] = round(float(str(fields.pop("launch_at"))) * MS)
+            fields.setdefault("launches", 1)
+        self._rows["gpu_calls"].append(
+            {
+                "kind": kind,
+                "enter_mono_ns": round(start * MS),
+                "exit_mono_ns": round(end * MS),
+                "tid": tid,
+                "tgid": self.tgid,
+                **fields,
+            }
+        )
+
+    def gpu_sample(self, start: float, end: float, gpu: int = 0, **fields: object) -> None:
+        """Columns of GPU_SAMPLE; those not told are absent. A GPU that the meta does not have yet is made."""
+        self._gpu(gpu)
+        absent = {name: ABSENT for name in TABLES["gpu_samples"].names or ()}
+        if "sm_mhz" in fields:
+            fields.setdefault("sm_before_mhz", fields["sm_mhz"])
+        self._rows["gpu_samples"].append(
+            absent | {"start_mono_ns": round(start * MS), "end_mono_ns": round(end * MS), "gpu": gpu, **fields}
+        )
+
+    def gpu_process(
+        self, start: float, end: float, tgid: int, comm: str, gpu: int = 0, sm: int = ABSENT, memory: int = ABSENT
+    ) -> None:
+        self._gpu(gpu)
+        self._rows["gpu_processes"].append(
+            {
+                "start_mono_ns": round(start * MS),
+                "end_mono_ns": round(end * MS),
+                "gpu": gpu,
+                "tgid": tgid,
+                "comm": comm.encode(),
+                "sm_percent": sm,
+                "memory_bytes": memory,
+            }
+        )
+
+    def gpu_event(self, at: float, kind: GpuEventKind, code: int = 0, gpu: int = 0) -> None:
+        self._gpu(gpu)
+        self._rows["gpu_events"].append({"mono_ns": round(at * MS), "gpu": gpu, "kind": kind, "code": code})
+
+    def _gpu(self, gpu: int) -> None:
+        for index in range(len(self.meta.gpus), gpu + 1):
+            self.meta.gpus.append({"uuid": f"GPU-{index}", "name": "Test GPU", "index": str(index)})
 
     def loss(self, start: float, end: float, count: int) -> None:
         self._rows["losses"].append(

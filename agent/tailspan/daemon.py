@@ -166,6 +166,7 @@ class Agent:
             "sockets": batch.sockets,
             "blocks": batch.blocks,
             "incidents": batch.incidents,
+            "gpu_calls": batch.gpu_calls,
         }
         counted = tables | {"threads": batch.thread_events, "syscalls": batch.syscalls}
         for name, rows in (counted | {"connections": batch.connections}).items():

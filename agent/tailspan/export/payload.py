@@ -33,7 +33,7 @@ _LENGTH = struct.Struct("<I")
 _COLUMN_TYPE = re.compile(r"[<|](?:[iu][1248]|f[48]|[SV]\d{1,3})")
 #: Columns that index the evidence's strings.
 _STRING_COLUMNS = {
-    "requests": ("name", "model", "version", "service", "status"),
+    "requests": ("name", "model", "version", "service", "status", "device", "provider"),
     "spans": ("name",),
     "activations": ("name",),
 }
@@ -160,7 +160,11 @@ def _meta(body: dict[str, Any]) -> Meta:
     for field in fields(Meta):
         value = body.get(field.name, getattr(meta, field.name))
         _require(type(value) is type(getattr(meta, field.name)), f"meta {field.name}")
-        if field.name == "runtime_locks":
+        if field.name == "gpus":
+            _require(all(isinstance(gpu, dict) and _is_text_map(gpu) for gpu in value), "meta gpus")
+        elif field.name == "gpu_majors":
+            _require(all(map(_is_count, value)), "meta gpu_majors")
+        elif field.name == "runtime_locks":
             _require(all(_is_ranges(item) for item in value.values()), "meta runtime_locks")
         elif isinstance(value, dict):
             maps = list(value.values()) if field.name == "resources" else [value]
@@ -182,6 +186,9 @@ def _check_references(evidence: Evidence) -> None:
                 not len(values) or int(values.max()) < len(evidence.strings),
                 f"{name}.{column} names no string",
             )
+    for name in ("gpu_samples", "gpu_processes", "gpu_events"):
+        gpus = getattr(evidence, name)["gpu"]
+        _require(not len(gpus) or int(gpus.max()) < len(evidence.meta.gpus), f"{name}.gpu names no GPU")
     owners, n_requests = evidence.spans["request"], len(evidence.requests)
     _require(
         not len(owners) or (owners.min() >= 0 and owners.max() < n_requests), "spans.request names no request"

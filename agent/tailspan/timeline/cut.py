@@ -14,7 +14,10 @@ from tailspan.timeline.window import Strings, Window
 #: What was done to a process shortly before a request may still last: a stop signal.
 INCIDENT_REACH_NS = 10_000_000_000
 
-_REQUEST_STRINGS = ("name", "model", "version", "service", "status")
+#: Where a GPU's last sample was, and whether it was idle before, tells about what comes after.
+GPU_REACH_NS = 3_000_000_000
+
+_REQUEST_STRINGS = ("name", "model", "version", "service", "status", "device", "provider")
 
 
 def cut(
@@ -37,6 +40,10 @@ def cut(
         incidents=window.incidents.cut(start - INCIDENT_REACH_NS, end),
         pauses=window.pauses.cut(start, end),
         samples=window.samples.cut(start, end),
+        gpu_calls=window.gpu_calls.cut(start - GPU_REACH_NS, end),
+        gpu_samples=window.gpu_samples.cut(start - GPU_REACH_NS, end),
+        gpu_processes=window.gpu_processes.cut(start - GPU_REACH_NS, end),
+        gpu_events=window.gpu_events.cut(start - INCIDENT_REACH_NS, end),
         strings=strings.all,
         meta=meta,
     )
@@ -53,6 +60,7 @@ def narrow(evidence: Evidence, keep: npt.NDArray[np.int64]) -> Evidence:
     spans = evidence.spans[place[evidence.spans["request"]] >= 0]
     spans["request"] = place[spans["request"]]
     times = _merged(began(requests), requests["end_mono_ns"])
+    before = _merged(began(requests) - GPU_REACH_NS, requests["end_mono_ns"])
     narrowed = Evidence(
         requests=requests,
         spans=spans,
@@ -67,6 +75,10 @@ def narrow(evidence: Evidence, keep: npt.NDArray[np.int64]) -> Evidence:
         incidents=evidence.incidents,
         pauses=_overlapping(evidence.pauses, "start_mono_ns", "end_mono_ns", times),
         samples=_overlapping(evidence.samples, "start_mono_ns", "end_mono_ns", times),
+        gpu_calls=_overlapping(evidence.gpu_calls, "enter_mono_ns", "exit_mono_ns", before),
+        gpu_samples=_overlapping(evidence.gpu_samples, "start_mono_ns", "end_mono_ns", before),
+        gpu_processes=_overlapping(evidence.gpu_processes, "start_mono_ns", "end_mono_ns", before),
+        gpu_events=evidence.gpu_events,
         likes=[evidence.likes[index] for index in keep.tolist()],
         meta=evidence.meta,
     )

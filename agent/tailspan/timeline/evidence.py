@@ -12,8 +12,27 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from tailspan.timeline.tables import ACTIVATION, CPU_SAMPLE, LOSS, PAUSE, REQUEST, SPAN, THREAD
-from tailspan.wire.events import BLOCK_REQUEST, CPU_SLICE, INCIDENT, SOCKET_WAIT, THREAD_CYCLE, THREAD_STATE
+from tailspan.timeline.tables import (
+    ACTIVATION,
+    CPU_SAMPLE,
+    GPU_EVENT,
+    GPU_PROCESS,
+    GPU_SAMPLE,
+    LOSS,
+    PAUSE,
+    REQUEST,
+    SPAN,
+    THREAD,
+)
+from tailspan.wire.events import (
+    BLOCK_REQUEST,
+    CPU_SLICE,
+    GPU_CALL,
+    INCIDENT,
+    SOCKET_WAIT,
+    THREAD_CYCLE,
+    THREAD_STATE,
+)
 
 Table = npt.NDArray[np.void]
 
@@ -32,6 +51,10 @@ TABLES: dict[str, np.dtype[np.void]] = {
     "incidents": INCIDENT,
     "pauses": PAUSE,
     "samples": CPU_SAMPLE,
+    "gpu_calls": GPU_CALL,
+    "gpu_samples": GPU_SAMPLE,
+    "gpu_processes": GPU_PROCESS,
+    "gpu_events": GPU_EVENT,
 }
 
 
@@ -59,6 +82,11 @@ class Meta:
     devices: dict[str, str] = field(default_factory=dict)
     #: worker tgid (decimal) -> address ranges [first, past) in which its interpreter's own locks lie
     runtime_locks: dict[str, list[list[int]]] = field(default_factory=dict)
+    #: what the column ``gpu`` of the GPU tables means: ``uuid``, ``name``, ``index`` (NVML's, decimal), and
+    #: ``parent`` (uuid) of a MIG instance
+    gpus: list[dict[str, str]] = field(default_factory=list)
+    #: major numbers of the NVIDIA driver's character devices
+    gpu_majors: list[int] = field(default_factory=list)
 
 
 @dataclass(slots=True)
@@ -87,6 +115,10 @@ class Evidence:
     incidents: Table = field(default_factory=lambda: _empty("incidents"))
     pauses: Table = field(default_factory=lambda: _empty("pauses"))
     samples: Table = field(default_factory=lambda: _empty("samples"))
+    gpu_calls: Table = field(default_factory=lambda: _empty("gpu_calls"))
+    gpu_samples: Table = field(default_factory=lambda: _empty("gpu_samples"))
+    gpu_processes: Table = field(default_factory=lambda: _empty("gpu_processes"))
+    gpu_events: Table = field(default_factory=lambda: _empty("gpu_events"))
     strings: list[str] = field(default_factory=list)
     likes: list[LikeRow] = field(default_factory=list)  #: one per request
     meta: Meta = field(default_factory=Meta)

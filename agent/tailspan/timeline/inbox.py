@@ -105,6 +105,8 @@ class Inbox:
                 intern(request.model_version),
                 intern(self._services.get(item.tgid, "")),
                 intern(request.status),
+                intern(request.device),
+                intern(request.provider),
                 self._tid(item.tgid, request.tid),
                 item.tgid,
                 request.peer_port,

@@ -7,16 +7,17 @@ become. A change of any dtype that is stored raises :data:`SCHEMA_VERSION`, and 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from enum import IntEnum
 
 import numpy as np
 import numpy.typing as npt
 
 #: Version of everything that :mod:`tailspan.export.local` stores. 1: first. 2: sockets, block requests, incidents,
-#: pauses, samples.
-SCHEMA_VERSION = 2
+#: pauses, samples. 3: GPU calls, samples, processes and events.
+SCHEMA_VERSION = 3
 
-#: One finished request. ``name``, ``model``, ``version``, ``service`` and ``status`` index the strings of the
-#: :class:`~tailspan.timeline.evidence.Evidence` they travel in. tids are the host's.
+#: One finished request. ``name``, ``model``, ``version``, ``service``, ``status``, ``device`` and ``provider``
+#: index the strings of the :class:`~tailspan.timeline.evidence.Evidence` they travel in. tids are the host's.
 REQUEST = np.dtype(
     [
         ("trace_id", "V16"),
@@ -35,6 +36,8 @@ REQUEST = np.dtype(
         ("version", "<u4"),
         ("service", "<u4"),
         ("status", "<u4"),
+        ("device", "<u4"),  # uuid of the GPU that it ran on, as NVML has it; empty: the worker named none
+        ("provider", "<u4"),  # what ran it, in the runtime's words: ``CUDAExecutionProvider``
         ("tid", "<u4"),
         ("tgid", "<u4"),
         ("peer_port", "<u2"),  # of its connection's other end, as the worker named it; 0: it did not
@@ -95,6 +98,67 @@ CPU_SAMPLE = np.dtype(
         ("pad", "<u4"),
     ]
 )
+
+#: What NVML says of one GPU between two looks at it. ``gpu`` indexes ``Meta.gpus``. What the card or its driver
+#: does not say is :data:`ABSENT`, never 0. ``*_ns`` are how long the clocks were held down for that reason in the
+#: row's time (NVML_FI_DEV_PERF_POLICY_* and NVML_FI_DEV_CLOCKS_EVENT_REASON_*); ``reasons`` are those at its end
+#: (nvmlClocksEventReason*).
+GPU_SAMPLE = np.dtype(
+    [
+        ("start_mono_ns", "<i8"),
+        ("end_mono_ns", "<i8"),
+        ("memory_used_bytes", "<i8"),
+        ("memory_total_bytes", "<i8"),
+        ("reasons", "<i8"),
+        ("power_ns", "<i8"),  # software power cap
+        ("thermal_ns", "<i8"),  # too hot: software or hardware slowdown
+        ("brake_ns", "<i8"),  # hardware power brake
+        ("board_ns", "<i8"),  # board limit
+        ("pcie_tx_bytes", "<i8"),  # from the GPU to the host
+        ("pcie_rx_bytes", "<i8"),
+        ("pcie_replays", "<i4"),
+        ("gpu", "<u4"),
+        ("sm_before_mhz", "<i4"),  # at start
+        ("sm_mhz", "<i4"),  # at end
+        ("sm_max_mhz", "<i4"),
+        ("memory_mhz", "<i4"),
+        ("memory_max_mhz", "<i4"),
+        ("busy_percent", "<i4"),  # nvmlUtilization_t.gpu: time in which any kernel ran
+        ("power_mw", "<i4"),
+        ("power_limit_mw", "<i4"),
+        ("temperature_c", "<i4"),
+        ("pcie_gen", "<i2"),
+        ("pcie_gen_max", "<i2"),
+        ("pcie_width", "<i2"),
+        ("pcie_width_max", "<i2"),
+    ]
+)
+
+#: One process on one GPU between two looks at it. ABSENT where NVML does not say.
+GPU_PROCESS = np.dtype(
+    [
+        ("start_mono_ns", "<i8"),
+        ("end_mono_ns", "<i8"),
+        ("memory_bytes", "<i8"),
+        ("gpu", "<u4"),
+        ("tgid", "<u4"),
+        ("sm_percent", "<i4"),  # time in which a kernel of its ran, of that in between
+        ("comm", "S16"),
+    ]
+)
+
+#: Something that happened to a GPU. ``code``: the XID of an XID event, else a count.
+GPU_EVENT = np.dtype([("mono_ns", "<i8"), ("gpu", "<u4"), ("kind", "<u4"), ("code", "<i8")])
+
+
+class GpuEventKind(IntEnum):
+    XID = 0  #: the driver reported an error; docs.nvidia.com/deploy/xid-errors says what its number means
+    ECC = 1  #: ``code`` memory errors that could not be corrected
+    LOST = 2  #: the driver can reach it no more (NVML_ERROR_GPU_IS_LOST)
+
+
+#: What NVML did not say, in every column of GPU_SAMPLE and GPU_PROCESS.
+ABSENT = -1
 
 #: When a thread could be seen: its records tile [followed, gone); outside nothing is known.
 THREAD = np.dtype(

@@ -40,6 +40,10 @@ class Threads:
     def __len__(self) -> int:
         return len(self._live)
 
+    def processes(self) -> set[int]:
+        """tgids that have a thread which lives."""
+        return {thread.tgid for thread in self._live.values()}
+
     def see(self, states: Table) -> None:
         """Take in a look at all followed threads (THREAD_STATE rows)."""
         for row in states:

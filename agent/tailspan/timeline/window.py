@@ -73,6 +73,10 @@ class Window:
         self.incidents = Column("incidents", "mono_ns", "mono_ns", max_rows)
         self.pauses = Column("pauses", "start_mono_ns", "end_mono_ns", max_rows)
         self.samples = Column("samples", "start_mono_ns", "end_mono_ns", max_rows)
+        self.gpu_calls = Column("gpu_calls", "enter_mono_ns", "exit_mono_ns", max_rows)
+        self.gpu_samples = Column("gpu_samples", "start_mono_ns", "end_mono_ns", max_rows)
+        self.gpu_processes = Column("gpu_processes", "start_mono_ns", "end_mono_ns", max_rows)
+        self.gpu_events = Column("gpu_events", "mono_ns", "mono_ns", max_rows)
         self.columns = {name: column for name, column in vars(self).items() if isinstance(column, Column)}
 
     def evict(self, now_mono_ns: int) -> Table:

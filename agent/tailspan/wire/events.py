@@ -67,6 +67,16 @@ class IncidentKind(IntEnum):
     OOM_KILL = 1
 
 
+class GpuCallKind(IntEnum):
+    SYNC = 0
+    COPY = 1
+    ALLOC = 2
+    FREE = 3
+    LOAD = 4
+    LAUNCH = 5
+    COUNT = 6
+
+
 class ThreadEventKind(IntEnum):
     BORN = 0
     EXEC = 1
@@ -88,7 +98,8 @@ class RecordClass(IntEnum):
     CONNECTION = 5
     BLOCK = 6
     INCIDENT = 7
-    COUNT = 8
+    GPU_CALL = 8
+    COUNT = 9
 
 
 RUNNER = np.dtype(
@@ -109,7 +120,7 @@ RUNNER = np.dtype(
 
 THREAD_CYCLE = np.dtype(
     {
-        "names": ['run_mono_ns', 'off_mono_ns', 'ready_mono_ns', 'on_mono_ns', 'irq_ns', 'net_ns', 'reclaim_ns', 'short_blocked_ns', 'short_runq_ns', 'runner_since_mono_ns', 'throttled_ns', 'object', 'short_count', 'minor_faults', 'major_faults', 'tid', 'tgid', 'state', 'syscall_nr', 'flags', 'waker_tid', 'waker_tgid', 'object_kind', 'object_dev', 'prio', 'run_cpu', 'wait_cpu', 'waker_comm', 'runner'],
+        "names": ['run_mono_ns', 'off_mono_ns', 'ready_mono_ns', 'on_mono_ns', 'irq_ns', 'net_ns', 'reclaim_ns', 'short_blocked_ns', 'short_runq_ns', 'runner_since_mono_ns', 'throttled_ns', 'object', 'short_count', 'minor_faults', 'major_faults', 'tid', 'tgid', 'state', 'syscall_nr', 'flags', 'waker_tid', 'waker_tgid', 'object_dev', 'prio', 'object_kind', 'launches', 'run_cpu', 'wait_cpu', 'waker_comm', 'runner'],
         "formats": [
             "<i8",
             "<i8",
@@ -135,13 +146,14 @@ THREAD_CYCLE = np.dtype(
             "<u4",
             "<u4",
             "<u4",
-            "<u4",
+            "<u2",
+            "<u2",
             "<u2",
             "<u2",
             "|S16",
             RUNNER,
         ],
-        "offsets": [0, 8, 16, 24, 32, 40, 48, 56, 64, 72, 80, 88, 96, 100, 104, 108, 112, 116, 120, 124, 128, 132, 136, 140, 144, 148, 150, 152, 168],
+        "offsets": [0, 8, 16, 24, 32, 40, 48, 56, 64, 72, 80, 88, 96, 100, 104, 108, 112, 116, 120, 124, 128, 132, 136, 140, 144, 146, 148, 150, 152, 168],
         "itemsize": 208,
     }
 )
@@ -332,6 +344,38 @@ INCIDENT = np.dtype(
     }
 )
 
+GPU_CALL = np.dtype(
+    {
+        "names": ['enter_mono_ns', 'exit_mono_ns', 'launch_mono_ns', 'bytes', 'launches', 'tid', 'tgid', 'kind', 'result', 'pad'],
+        "formats": [
+            "<i8",
+            "<i8",
+            "<i8",
+            "<u8",
+            "<u4",
+            "<u4",
+            "<u4",
+            "<u4",
+            "<i4",
+            "<u4",
+        ],
+        "offsets": [0, 8, 16, 24, 32, 36, 40, 44, 48, 52],
+        "itemsize": 56,
+    }
+)
+
+GPU_CALL_KEY = np.dtype(
+    {
+        "names": ['tgid', 'kind'],
+        "formats": [
+            "<u4",
+            "<u4",
+        ],
+        "offsets": [0, 4],
+        "itemsize": 8,
+    }
+)
+
 SYSCALL_RECORD = np.dtype(
     {
         "names": ['enter_mono_ns', 'exit_mono_ns', 'ret', 'tid', 'tgid', 'nr', 'pad'],
@@ -384,6 +428,8 @@ LAYOUTS: dict[str, np.dtype[np.void]] = {
     "connection": CONNECTION,
     "block_request": BLOCK_REQUEST,
     "incident": INCIDENT,
+    "gpu_call": GPU_CALL,
+    "gpu_call_key": GPU_CALL_KEY,
     "syscall_record": SYSCALL_RECORD,
     "syscall_key": SYSCALL_KEY,
     "syscall_hist": SYSCALL_HIST,

@@ -7,8 +7,8 @@ that BPF stamps, so no conversion stands between a span and a kernel record. Thr
 =============  ====================================================================================
 ``hello``      first packet of a connection: ``pid``, ``service``, ``service_version``, ``resource``,
                and where the interpreter's own locks lie (``runtime_locks``, optional)
-``request``    one finished request with its spans and the batch that carried it, and the port of its
-               connection's other end (``pp``, optional)
+``request``    one finished request with its spans and the batch that carried it; optional: the port of its
+               connection's other end (``pp``), and the GPU it ran on and what ran it (``d``)
 ``activation`` a stretch of time in which one thread worked for one batch (``batch``) or one event-loop
                step worked for one request (``step``)
 ``pause``      a stretch of time in which one thread did nothing but its runtime's own work (``gc``)
@@ -94,6 +94,8 @@ class Request:
     batch_capacity: int = 0
     spans: list[Span] = field(default_factory=list)
     peer_port: int = 0  #: of the other end of the connection that it came on; 0 when unknown
+    device: str = ""  #: uuid of the GPU that it ran on, as NVML has it: ``GPU-…`` or ``MIG-…``
+    provider: str = ""  #: what ran it, in the runtime's words: ``CUDAExecutionProvider``
 
 
 @dataclass(slots=True)
@@ -148,6 +150,7 @@ def encode(message: Message) -> bytes:
             "b": [message.batch_id, message.batch_size, message.batch_capacity],
             "x": [[s.name, int(s.kind), s.tid, s.start_mono_ns, s.end_mono_ns] for s in message.spans],
             "pp": message.peer_port,
+            "d": [message.device, message.provider],
         }
     elif isinstance(message, Activation):
         body = {
@@ -220,6 +223,9 @@ def decode(packet: bytes) -> Message:
 def _request(body: dict[str, Any]) -> Request:
     start, end = _window(body)
     batch = _list(body, "b", 3)
+    device, provider = _list(body, "d", 2) if "d" in body else ("", "")
+    if not isinstance(device, str) or not isinstance(provider, str):
+        raise MessageError("field", "d: a device and a provider are strings")
     spans = body.get("x")
     if not isinstance(spans, list) or len(spans) > MAX_SPANS:
         raise MessageError("field", f"x: a list of at most {MAX_SPANS} spans")
@@ -242,6 +248,8 @@ def _request(body: dict[str, Any]) -> Request:
         batch_capacity=_as_uint(batch[2], "b", 32),
         spans=[_span(item) for item in spans],
         peer_port=_as_uint(body.get("pp", 0), "pp", 16),
+        device=device[:MAX_TEXT],
+        provider=provider[:MAX_TEXT],
     )
 
 

@@ -22,6 +22,7 @@ from tailspan.wire.events import (
     BLOCK_REQUEST,
     CONNECTION,
     CPU_SLICE,
+    GPU_CALL,
     INCIDENT,
     SOCKET_WAIT,
     SYSCALL_HIST,
@@ -51,6 +52,7 @@ _RINGS = {  # map -> (record class, dtype)
     "connection_rings": (RecordClass.CONNECTION, CONNECTION),
     "block_rings": (RecordClass.BLOCK, BLOCK_REQUEST),
     "incident_rings": (RecordClass.INCIDENT, INCIDENT),
+    "gpu_call_rings": (RecordClass.GPU_CALL, GPU_CALL),
 }
 
 
@@ -67,6 +69,7 @@ class Options:
     connection_ring_bytes: int = 1 << 16
     block_ring_bytes: int = 1 << 19
     incident_ring_bytes: int = 1 << 14
+    gpu_call_ring_bytes: int = 1 << 17
     short_wait_ns: int = 10_000
     syscall_floor_ns: int = 1_000_000
     socket_floor_ns: int = 1_000_000
@@ -94,6 +97,7 @@ class Batch:
     connections: Table
     blocks: Table
     incidents: Table
+    gpu_calls: Table
     losses: Table
 
 
@@ -191,6 +195,7 @@ class BpfSource:
             tables["connection_rings"],
             tables["block_rings"],
             tables["incident_rings"],
+            tables["gpu_call_rings"],
             self._losses(now) if thorough else np.empty(0, LOSS),
         )
 
