@@ -91,10 +91,9 @@ struct thread_cycle {
 	__u32 flags;	/* enum cycle_flags */
 	__u32 waker_tid; /* 0 unless it was woken */
 	__u32 waker_tgid;
+	__u32 object_kind; /* enum object_kind */
 	__u32 object_dev;  /* of a file or device: (major << 20) | minor, as in the kernel's dev_t */
 	__u32 prio;	   /* as in struct runner */
-	__u16 object_kind; /* enum object_kind */
-	__u16 launches;	   /* of run..off: work handed to a GPU; 65535 is that many or more */
 	__u16 run_cpu;
 	__u16 wait_cpu;
 	char waker_comm[COMM_LEN];

@@ -265,17 +265,26 @@ struct task_struct___throttled {
 
 #if defined(__TARGET_ARCH_x86)
 struct pt_regs {
+	unsigned long ax;
+	unsigned long dx;
 	unsigned long si;
 	unsigned long di;
 	unsigned long orig_ax;
+	unsigned long sp;
 } __access;
 #define SYSCALL_CONNECT 42
 #define SYSCALL_NR(regs) ((s32)(regs)->orig_ax)
 #define SYSCALL_ARG0(regs) ((regs)->di)
 #define SYSCALL_ARG1(regs) ((regs)->si)
+/* Of a function of a library: the System V ABI */
+#define CALL_ARG1(regs) BPF_CORE_READ(regs, si)
+#define CALL_ARG2(regs) BPF_CORE_READ(regs, dx)
+#define CALL_RESULT(regs) ((s32)BPF_CORE_READ(regs, ax))
+#define CALL_STACK(regs) BPF_CORE_READ(regs, sp)
 #elif defined(__TARGET_ARCH_arm64)
 struct pt_regs {
 	u64 regs[31];
+	u64 sp;
 	u64 orig_x0;
 	int syscallno;
 } __access;
@@ -283,6 +292,10 @@ struct pt_regs {
 #define SYSCALL_NR(regs) ((regs)->syscallno)
 #define SYSCALL_ARG0(regs) ((regs)->orig_x0)
 #define SYSCALL_ARG1(regs) ((regs)->regs[1])
+#define CALL_ARG1(regs) BPF_CORE_READ(regs, regs[1])
+#define CALL_ARG2(regs) BPF_CORE_READ(regs, regs[2])
+#define CALL_RESULT(regs) ((s32)BPF_CORE_READ(regs, regs[0]))
+#define CALL_STACK(regs) BPF_CORE_READ(regs, sp)
 #else
 #error "say where this architecture keeps the number of the system call"
 #endif

@@ -41,7 +41,6 @@ struct follow {
 	u64 gpu_launch_mono_ns; /* first launch since its last gpu_call */
 	u32 gpu_launches;	/* since its last gpu_call */
 	u32 gpu_kind;		/* enum gpu_call_kind */
-	u32 launches;		/* of this turn, and of those that were folded into it */
 	u32 object_kind;
 	u32 object_dev;
 	u32 short_count;
@@ -60,7 +59,7 @@ struct follow {
 	u8 in_kernel_lock;
 	u8 throttle_clocked; /* throttled_at_ready_ns is of the run queue that it still is in */
 	u8 only_threads; /* followed for what it does to others: its child processes are not */
-	u8 pad[5];
+	u8 pad[1];
 	char waker_comm[COMM_LEN];
 };
 

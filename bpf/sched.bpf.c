@@ -144,7 +144,6 @@ static __always_inline void write_cycle(struct task_struct *task, struct follow 
 		r->throttled_ns = end_throttle(task, f, on_ns - f->ready_mono_ns);
 		r->object = f->object;
 		r->object_kind = f->object_kind;
-		r->launches = f->launches < 0xffff ? f->launches : 0xffff;
 		r->object_dev = f->object_dev;
 		r->prio = task->prio;
 		r->tid = task->pid;
@@ -176,7 +175,6 @@ static __always_inline void write_cycle(struct task_struct *task, struct follow 
 	f->memcg = f->in_reclaim == RECLAIM_MEMCG;
 	f->minor_faults = 0;
 	f->major_faults = 0;
-	f->launches = 0;
 	f->short_blocked_ns = 0;
 	f->short_runq_ns = 0;
 	f->short_count = 0;

@@ -8,5 +8,6 @@
 #include "tcp.bpf.c"
 #include "incident.bpf.c"
 #include "syscall.bpf.c"
+#include "cuda.bpf.c"
 
 char LICENSE[] SEC("license") = "GPL";

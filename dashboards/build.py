@@ -70,6 +70,10 @@ def rate(metric: Metric, suffix: str = "", by: str = "", *matchers: str) -> str:
     return f"sum{f' by ({by})' if by else ''} (rate({series(metric, suffix, *matchers)}[$__rate_interval]))"
 
 
+def latest(metric: Metric, by: str, *matchers: str) -> str:
+    return f"sum by ({by}) ({series(metric, '', *matchers)})"
+
+
 def quantile(share: float, metric: Metric, by: str = "") -> str:
     return f"histogram_quantile({share}, {rate(metric, '_bucket', f'le, {by}' if by else 'le')})"
 
@@ -77,6 +81,9 @@ def quantile(share: float, metric: Metric, by: str = "") -> str:
 #: syscalls is off unless somebody asks for it: that it is not attached is no fault.
 DEFAULT_PROBES = 'probe!="syscalls"'
 OOM_KILLS = 'kind="oom_kill"'
+#: Kernels, and not the encoding and decoding of video.
+GENERAL = 'hw_gpu_task="general"'
+SM = 'domain="sm"'
 REQUESTS = rate(semconv.REQUEST_DURATION, "_count")
 
 ROWS: dict[str, tuple[Panel, ...]] = {
@@ -212,6 +219,95 @@ ROWS: dict[str, tuple[Panel, ...]] = {
             {"kills": f"60 * {rate(semconv.INCIDENTS, '', '', OOM_KILLS)}"},
         ),
     ),
+    "What do the GPUs do?": (
+        Panel(
+            "How busy is each GPU?",
+            "Share of time in which any kernel ran, however small a part of the GPU it filled",
+            semconv.HW_GPU_UTILIZATION,
+            "percentunit",
+            {"{{hw_id}}": latest(semconv.HW_GPU_UTILIZATION, "hw_id", GENERAL)},
+        ),
+        Panel(
+            "How full is its memory?",
+            "Memory used, of all there is; runtimes often take most of it at start and keep it",
+            semconv.HW_GPU_MEMORY_UTILIZATION,
+            "percentunit",
+            {"{{hw_id}}": latest(semconv.HW_GPU_MEMORY_UTILIZATION, "hw_id")},
+        ),
+        Panel(
+            "How near to their limit are the SM clocks?",
+            "SM clock, of the highest that it can go; a GPU lowers it while it is idle too",
+            semconv.GPU_CLOCK,
+            "percentunit",
+            {
+                "{{hw_id}}": f"{latest(semconv.GPU_CLOCK, 'hw_id', SM)}"
+                f" / {latest(semconv.GPU_CLOCK_LIMIT, 'hw_id', SM)}"
+            },
+        ),
+        Panel(
+            "What holds the clocks down?",
+            "GPUs whose clocks are held down, by NVIDIA's reason: 100 % is one GPU all the time; reasons overlap, "
+            "and low_utilization is idleness",
+            semconv.GPU_CLOCK_EVENTS,
+            "percentunit",
+            {"{{reason}}": rate(semconv.GPU_CLOCK_EVENTS, by="reason")},
+        ),
+        Panel(
+            "How near to its limit is the power?",
+            "Power taken, of that at which the driver lowers the clocks",
+            semconv.HW_POWER,
+            "percentunit",
+            {"{{hw_id}}": f"{latest(semconv.HW_POWER, 'hw_id')} / {latest(semconv.GPU_POWER_LIMIT, 'hw_id')}"},
+        ),
+        Panel(
+            "How hot is it?",
+            "Temperature of the die and, where the GPU says it, of its memory",
+            semconv.HW_TEMPERATURE,
+            "celsius",
+            {"{{hw_id}} {{hw_sensor_location}}": latest(semconv.HW_TEMPERATURE, "hw_id, hw_sensor_location")},
+        ),
+        Panel(
+            "Which errors are there?",
+            "Errors a minute by type, and XIDs of any number; by number (xid-79) only from the second of it on, "
+            "since its counter begins with the first",
+            semconv.HW_ERRORS,
+            "cpm",
+            {
+                "{{hw_id}} {{error_type}}": f"60 * {rate(semconv.HW_ERRORS, by='hw_id, error_type')}",
+                "{{hw_id}} any xid": f"60 * {rate(semconv.GPU_XIDS, by='hw_id')}",
+            },
+        ),
+        Panel(
+            "How often is CUDA called?",
+            "Calls of followed processes a second, by kind; launches are counted and not timed",
+            semconv.GPU_CALLS,
+            "cps",
+            {"{{kind}}": rate(semconv.GPU_CALLS, by="kind")},
+        ),
+        Panel(
+            "What do threads wait for in CUDA?",
+            "Followed threads that are inside such a call, on average; a sync waits for the GPU to be done",
+            semconv.GPU_CALL_DURATION,
+            "short",
+            {"{{kind}}": rate(semconv.GPU_CALL_DURATION, "_sum", "kind")},
+            stacked=True,
+        ),
+        Panel(
+            "Whose kernels run on each GPU?",
+            "Share of time in which a kernel of processes of that command name ran",
+            semconv.GPU_PROCESS_UTILIZATION,
+            "percentunit",
+            {"{{hw_id}} {{process}}": latest(semconv.GPU_PROCESS_UTILIZATION, "hw_id, process")},
+        ),
+        Panel(
+            "Who holds the memory of each GPU?",
+            "Memory of processes of that command name",
+            semconv.GPU_PROCESS_MEMORY,
+            "bytes",
+            {"{{hw_id}} {{process}}": latest(semconv.GPU_PROCESS_MEMORY, "hw_id, process")},
+            stacked=True,
+        ),
+    ),
     "Can the answers be trusted?": (
         Panel(
             "What do verdicts come to?",
@@ -259,6 +355,20 @@ ROWS: dict[str, tuple[Panel, ...]] = {
             "cps",
             {"{{metric}}": rate(semconv.LABEL_OVERFLOWS, by="metric")},
         ),
+        Panel(
+            "How old is what the GPUs said?",
+            "Age of the last reading of each; it grows while the driver does not answer, or the GPU is lost",
+            semconv.GPU_READING_AGE,
+            "s",
+            {"{{hw_id}}": f"max by (hw_id) ({series(semconv.GPU_READING_AGE)})"},
+        ),
+        Panel(
+            "Which CUDA calls come too often to be recorded?",
+            "Processes where probes of a kind are off for its rate; verdicts on their requests lack those calls",
+            semconv.GPU_PROBE_OFF,
+            "short",
+            {"{{kind}}": latest(semconv.GPU_PROBE_OFF, "kind")},
+        ),
     ),
     "What does the agent cost?": (
         Panel(
@@ -273,14 +383,14 @@ ROWS: dict[str, tuple[Panel, ...]] = {
             "Resident memory, by instance",
             semconv.AGENT_MEMORY,
             "bytes",
-            {"{{instance}}": f"sum by (instance) ({series(semconv.AGENT_MEMORY)})"},
+            {"{{instance}}": latest(semconv.AGENT_MEMORY, "instance")},
         ),
         Panel(
             "How much of the recent past is held?",
             "Rows in the live window, by table",
             semconv.WINDOW_ROWS,
             "short",
-            {"{{table}}": f"sum by (table) ({series(semconv.WINDOW_ROWS)})"},
+            {"{{table}}": latest(semconv.WINDOW_ROWS, "table")},
         ),
     ),
 }

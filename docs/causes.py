@@ -32,7 +32,12 @@ def built() -> str:
 
 
 def section(info: CauseInfo) -> str:
-    probe = {"": "none", "client": "the worker's client", "sampling": "none; /proc is sampled"}
+    probe = {
+        "": "none",
+        "client": "the worker's client",
+        "nvml": "an NVIDIA driver, read through NVML",
+        "sampling": "none; /proc is sampled",
+    }
     return f"""\
 ## {info.label}
 

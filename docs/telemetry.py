@@ -42,13 +42,20 @@ METRICS = f"""\
 Prometheus text or OpenMetrics on `/metrics`. A histogram has `_bucket`, `_count` and `_sum`; its buckets end at
 {_BUCKETS} s;
 those of `{semconv.TCP_CONNECTION_DURATION.name}` at {_LIFETIME_BUCKETS} s.
-Labels with values that workers choose ({_OPEN_LABELS}) keep {prometheus.MAX_LABEL_SETS}
-combinations a metric; what comes beyond is counted under `{semconv.OTHER}`. Exemplars (OpenMetrics only) carry
-`trace_id`.
+Labels with values that others choose ({_OPEN_LABELS}) keep {prometheus.MAX_LABEL_SETS}
+combinations a metric, of GPU and `process` together; what comes beyond is counted under `{semconv.OTHER}`.
+Exemplars (OpenMetrics only) carry `trace_id`.
 
 `tailspan_host_tcp_*` are the kernel's own totals for the agent's network namespace: the host's, unless the agent
 runs in another one. A total that the kernel does not keep is absent; so are a histogram of TCP before its first
 value, and the incidents where their probe is not attached.
+
+`hw_*` are OpenTelemetry's metrics of hardware, under the names that they have in Prometheus. `hw_id`, on every
+metric of a GPU, is its uuid as dcgm-exporter has it (`UUID`). What NVML does not say of a GPU is absent. One that
+is lost keeps `{semconv.HW_STATUS.name}`, `{semconv.GPU_INFO.name}`, its XIDs and
+`{semconv.GPU_READING_AGE.name}`. A MIG instance has what is its own: memory, utilization, processes; clocks,
+power, errors and links are those of `hw_parent`. Totals are the driver's, but for XIDs, and may start over when it
+is loaded again.
 """
 
 

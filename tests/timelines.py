@@ -256,7 +256,7 @@ class Timeline:
     def gpu_sample(self, start: float, end: float, gpu: int = 0, **fields: object) -> None:
         """Columns of GPU_SAMPLE; those not told are absent. A GPU that the meta does not have yet is made."""
         self._gpu(gpu)
-        absent = {name: ABSENT for name in TABLES["gpu_samples"].names or ()}
+        absent = dict.fromkeys(TABLES["gpu_samples"].names or (), ABSENT)
         if "sm_mhz" in fields:
             fields.setdefault("sm_before_mhz", fields["sm_mhz"])
         self._rows["gpu_samples"].append(

@@ -87,6 +87,15 @@ class Probes:
 
 
 @dataclass(frozen=True, slots=True)
+class Gpu:
+    nvml: Literal["on", "off"] = "on"
+    sample_ms: int = _within(250, 100, 10_000)
+    budget: float = _within(0.01, 0.0001, 0.5)
+    calls: Literal["on", "off"] = "on"
+    calls_per_s: int = _within(10_000, 100, 1_000_000)
+
+
+@dataclass(frozen=True, slots=True)
 class Slow:
     slo_ms: float = _within(0.0, 0, 3_600_000)
     factor: float = _within(2.0, 1, 1000)
@@ -125,6 +134,7 @@ class Config:
     worker: Worker = Worker()
     follow: Follow = Follow()
     probes: Probes = Probes()
+    gpu: Gpu = Gpu()
     slow: Slow = Slow()
     window: Window = Window()
     store: Store = Store()

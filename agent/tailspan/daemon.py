@@ -20,9 +20,10 @@ import numpy as np
 import psutil
 
 from tailspan import __version__, clock, log
+from tailspan.collect.bpf.cuda import CudaProbes
 from tailspan.collect.bpf.source import BpfSource, Options
 from tailspan.collect.bpf.syscalls import SyscallTracing
-from tailspan.collect.host import Cgroups, boot_id, host_name
+from tailspan.collect.host import Cgroups, boot_id, character_majors, host_name
 from tailspan.collect.samples import CpuSampler, NetTotals
 from tailspan.collect.worker import WorkerServer
 from tailspan.config import Config
@@ -83,6 +84,8 @@ class Agent:
             stack.callback(self._cpus.close)
             self._net = NetTotals()
             stack.callback(self._net.close)
+            self._cuda = CudaProbes(self.source, config.gpu.calls_per_s)
+            stack.callback(self._cuda.close)
             self.syscalls = SyscallTracing(self.source, config.probes.syscalls, config.probes.syscalls_seconds)
             self._server = _worker_server(config)
             stack.callback(self._server.close)
@@ -128,6 +131,8 @@ class Agent:
         if due:
             self._judged_ns = time.monotonic_ns()
             self.pipeline.window.samples.append(self._cpus.take(self._judged_ns))
+            if self._config.gpu.calls == "on":
+                self._cuda.poll(self.pipeline.threads.processes())
             if open_threads is not None:
                 self.pipeline.threads.see(open_threads)
                 self.pipeline.threads.forget_missing(open_threads)
@@ -172,6 +177,7 @@ class Agent:
         for name, rows in (counted | {"connections": batch.connections}).items():
             self._records[name] += len(rows)
         self.metrics.socket_waits(batch.sockets)
+        self.metrics.gpu_calls(batch.gpu_calls)
         if thorough:
             self.metrics.records({name.removesuffix("s"): count for name, count in self._records.items()})
             self._records.clear()
@@ -237,6 +243,7 @@ class Agent:
                 if status.probe.default and not status.attached
             },
             resources={str(tgid): resource for tgid, resource in self.pipeline.inbox.resources.items()},
+            gpu_majors=character_majors("nvidia"),
             runtime_locks={str(tgid): ranges for tgid, ranges in self.pipeline.inbox.runtime_locks.items()},
         )
 
@@ -249,6 +256,9 @@ class Agent:
         for reason, total in (self._server.dropped + self.pipeline.inbox.dropped).items():
             self.metrics.dropped_messages(reason, total - self._dropped.get(reason, 0))
             self._dropped[reason] = total
+        if self.source.status["gpu"].attached:
+            cuda = self._cuda.status()
+            self.metrics.gpu_probes(cuda.hits, cuda.attached, cuda.off)
         self.metrics.forgotten(self.pipeline.forgotten)
         self.metrics.probes({name: status.attached for name, status in self.source.status.items()})
         self.metrics.window({name: column.rows for name, column in self.pipeline.window.columns.items()})

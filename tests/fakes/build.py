@@ -32,10 +32,7 @@ def _compile(target: Path, sources: list[str], *flags: str) -> Path:
     compiler = shutil.which("clang") or shutil.which("cc")
     assert compiler, "make test installs clang"
     part = target.with_suffix(f".{os.getpid()}.part")
-    subprocess.run(
-        [compiler, "-O2", "-g", "-Wall", "-Wextra", "-Werror", *map(str, (HERE / source for source in sources))]
-        + ["-o", str(part), "-lpthread", *flags],
-        check=True,
-    )
+    command = [compiler, "-O2", "-g", "-Wall", "-Wextra", "-Werror", *(str(HERE / source) for source in sources)]
+    subprocess.run([*command, "-o", str(part), "-lpthread", *flags], check=True)
     part.replace(target)
     return target

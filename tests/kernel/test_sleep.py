@@ -14,6 +14,7 @@ import pytest
 from tailspan.attribute import sleeps
 from tailspan.attribute.causes import Cause
 from tailspan.collect.bpf.source import BpfSource
+from tailspan.timeline.evidence import Meta
 from tailspan.wire.events import CycleFlags, IncidentKind, ObjectKind
 from tests.conftest import eventually
 from tests.kernel.conftest import Recorder
@@ -83,6 +84,33 @@ def test_seven_waits_on_one_descriptor_name_its_inode(
     assert set(waits["object"].tolist()) == {inode}
 
 
+@pytest.mark.parametrize("others", [0, 1, 5])
+def test_a_poll_whose_first_descriptor_is_a_driver_s_names_that_device(
+    source: BpfSource, recorder: Recorder, others: int
+) -> None:
+    """A pseudo-terminal stands for the driver's device: any character device is read the same way."""
+    body = """
+        import select, pty
+        leader, line = pty.openpty()
+        print(os.major(os.fstat(line).st_rdev), flush=True)
+        polled = select.poll()
+        for file in [line, *(os.pipe()[0] for _ in range(int(sys.argv[1])))]: polled.register(file, select.POLLIN)
+        for _ in range(7): polled.poll(10)
+    """
+    with program(body, others) as waiter:
+        source.follow([waiter.pid])
+        waiter.go()
+        major = int(waiter.line())
+        waiter.finish()
+    recorder.drain()
+
+    waits = _sleeps(recorder, waiter.pid, ObjectKind.CHAR_DEVICE)
+    assert len(waits) == 7
+    assert set((waits["object_dev"] >> 20).tolist()) == {major}
+    assert set(sleeps.causes(waits, Meta(gpu_majors=[major])).tolist()) == {Cause.GPU}
+    assert set(sleeps.causes(waits, Meta()).tolist()) == {Cause.POLL}
+
+
 def test_a_lock_is_a_futex_word_and_two_locks_are_two(source: BpfSource, recorder: Recorder) -> None:
     body = """
         def hold(lock, held):
@@ -130,7 +158,7 @@ def test_pages_of_a_dropped_mapping_are_page_ins(open_source: Callable[..., BpfS
 
     cycles = recorder.cycles(reader.pid)
     slept = cycles[cycles["ready_mono_ns"] > cycles["off_mono_ns"]]
-    page_ins = slept[sleeps.causes(slept, {}) == Cause.PAGE_IN]
+    page_ins = slept[sleeps.causes(slept, Meta()) == Cause.PAGE_IN]
     assert len(page_ins) == 11
     assert int(cycles["major_faults"].sum()) == 11
     blocks = recorder.table("blocks")
@@ -195,7 +223,7 @@ def test_a_stopped_process_and_who_stopped_it(source: BpfSource, recorder: Recor
 
     cycles = recorder.cycles(victim.pid)
     slept = cycles[cycles["ready_mono_ns"] > cycles["off_mono_ns"]]
-    stops = slept[sleeps.causes(slept, {}) == Cause.STOPPED]
+    stops = slept[sleeps.causes(slept, Meta()) == Cause.STOPPED]
     assert len(stops) == 3
     assert set(stops["waker_tgid"].tolist()) == {os.getpid()}
     incidents = np.sort(recorder.table("incidents"), order="mono_ns")
@@ -246,6 +274,6 @@ def test_a_wait_for_the_address_spaces_lock_is_a_kernel_lock(source: BpfSource, 
 
     cycles = recorder.table("cycles")
     slept = cycles[(cycles["tgid"] == mapper.pid) & (cycles["ready_mono_ns"] > cycles["off_mono_ns"])]
-    locked = slept[sleeps.causes(slept, {}) == Cause.KERNEL_LOCK]
+    locked = slept[sleeps.causes(slept, Meta()) == Cause.KERNEL_LOCK]
     assert len(locked) > 0
     assert np.isin(locked["waker_tgid"], [mapper.pid]).all(), "woken by who had it"

@@ -24,4 +24,4 @@ def test_every_cause_has_its_section_and_its_place_in_the_table() -> None:
 
 
 def test_what_a_cause_needs_exists() -> None:
-    assert {info.probe for info in CAUSES.values()} <= BY_NAME.keys() | {"", "client", "sampling"}
+    assert {info.probe for info in CAUSES.values()} <= BY_NAME.keys() | {"", "client", "nvml", "sampling"}

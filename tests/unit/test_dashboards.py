@@ -26,11 +26,14 @@ EXPOSED = {
     )
 }
 
+LABELS = {label for metric in semconv.METRICS for label in metric.labels}
+METRIC = r"\b((?:tailspan|hw)_\w+)"
+
 each_panel = pytest.mark.parametrize("panel", PANELS, ids=[panel["title"] for panel in PANELS])
 
 
 def metrics_in(expr: str) -> set[str]:
-    return set(re.findall(r"\btailspan_\w+", expr))
+    return set(re.findall(METRIC, expr)) - LABELS
 
 
 def test_committed_is_generated() -> None:
@@ -57,7 +60,7 @@ def test_it_asks_for_metrics_and_labels_that_exist(panel: dict[str, Any]) -> Non
         expr = target["expr"]
         assert metrics_in(expr)
         assert metrics_in(expr) <= set(EXPOSED)
-        for name, selector in re.findall(r"\b(tailspan_\w+)\{([^}]*)\}", expr):
+        for name, selector in re.findall(METRIC + r"\{([^}]*)\}", expr):
             asked = set(re.findall(r"(\w+)[!=]~?\"", selector))
             assert asked <= {"job", "instance", *EXPOSED[name].labels}
             assert {"job", "instance"} <= asked
@@ -70,7 +73,7 @@ def test_it_asks_for_metrics_and_labels_that_exist(panel: dict[str, Any]) -> Non
 @each_panel
 def test_counters_are_asked_for_their_rate_and_gauges_are_not(panel: dict[str, Any]) -> None:
     for target in panel["targets"]:
-        for rated, name in re.findall(r"(rate\()?\b(tailspan_\w+)\{", target["expr"]):
+        for rated, name in re.findall(r"(rate\()?" + METRIC + r"\{", target["expr"]):
             assert bool(rated) is (EXPOSED[name].kind != "gauge")
         assert set(re.findall(r"\[([^]]*)\]", target["expr"])) <= {"$__rate_interval"}
 

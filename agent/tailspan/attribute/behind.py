@@ -31,7 +31,14 @@ class Behind(IntEnum):
     INTERRUPTS = 12  #: 1: network softirqs mostly, 0: others
     HYPERVISOR = 13
     UNTAKEN = 14  #: 1: not accepted, 0: not read
+    GPU = 15  #: row of States.rows, the first that was told the same of the same GPU
 
+
+#: All but the driver's locks, of which who let go is known.
+_GPU = (
+    *(Cause.GPU, Cause.GPU_COPY, Cause.GPU_ALLOC, Cause.GPU_FULL, Cause.GPU_LOAD, Cause.GPU_CLOCKS),
+    *(Cause.GPU_COLD, Cause.GPU_SHARED, Cause.GPU_FAULT),
+)
 
 Shared = tuple[Behind, Ints]
 
@@ -60,6 +67,10 @@ def behind(account: Account) -> tuple[Ints, Ints]:
         _put(what, which, seen & (cause == Cause.STOPPED), Behind.STOP, state)
         _put(what, which, seen & (cause == Cause.RECLAIM), Behind.MEMORY, _own_limit(states)[state])
         _put(what, which, seen & (cause == Cause.GC), Behind.COLLECTOR, of["tid"])
+        on_gpu = seen & np.isin(cause, _GPU)
+        what[on_gpu] = Behind.GPU
+        same = ((of["told"] + 1) << 16 | (of["gpu"] + 1)) << 8 | of["cause"]
+        which[on_gpu] = _first_same(same[on_gpu], state[on_gpu])
         runner = np.full(len(rows), -1, np.int64)
         if len(account.states.runners):
             runner = np.where(of["runner"] >= 0, _same_runner(account)[of["runner"]], -1)

@@ -39,13 +39,23 @@ class Cause(IntEnum):
     STEAL = 25
     ACCEPT = 26
     UNREAD = 27
+    GPU = 28
+    GPU_COPY = 29
+    GPU_ALLOC = 30
+    GPU_FULL = 31
+    GPU_LOAD = 32
+    GPU_CLOCKS = 33
+    GPU_COLD = 34
+    GPU_SHARED = 35
+    GPU_FAULT = 36
+    GPU_DRIVER = 37
 
 
 @dataclass(frozen=True, slots=True)
 class CauseInfo:
     label: str  #: in the ledger
     words: str  #: completes "… of it: "
-    probe: str  #: without it this is unknowable: a name in collect.bpf.probes, "client", or "sampling"
+    probe: str  #: without it this is unknowable: a name in collect.bpf.probes, "client", "nvml" or "sampling"
     evidence: str  #: what the number is made of
     bias: str  #: what the number may wrongly include
     action: str  #: what an on-call person does about it
@@ -350,6 +360,113 @@ CAUSES: dict[Cause, CauseInfo] = {
         " thread. It lies before the worker's own span.",
         "requests that a client sends before it has read the last answer",
         "The worker was busy or its threads too few: see what it did then in the requests before.",
+        accuses=True,
+    ),
+    Cause.GPU: CauseInfo(
+        "gpu",
+        "waiting for its work on the GPU",
+        "gpu",
+        "In a CUDA call that waits for the device (stream, event or context synchronisation), on a CPU or asleep;"
+        " or asleep in a call on the NVIDIA driver's devices. What capped clocks, cold clocks or another process"
+        " added has its own line.",
+        "what the driver itself does in that call; a run-queue wait while the device was still busy",
+        "Nobody is accused: it is the device's own work, and what it did is not seen from the host. Compare batch"
+        " and sequence length with like requests, then take a kernel profile (`nsys profile`) of the worker.",
+        accuses=False,
+    ),
+    Cause.GPU_COPY: CauseInfo(
+        "gpu copy",
+        "copying between host and GPU",
+        "gpu",
+        "In a CUDA call that copies and returns when the data is there (cuMemcpy and its like).",
+        "work that was on the device before the copy, which waits for it; pageable memory is copied twice",
+        "Compare the link's generation and width with its highest (`nvidia-smi -q -d PCI`; `lspci -vv`): a card"
+        " that has trained down must be reseated. Otherwise copy less, from pinned memory, asynchronously.",
+        accuses=True,
+    ),
+    Cause.GPU_ALLOC: CauseInfo(
+        "gpu memory call",
+        "allocating or freeing GPU memory",
+        "gpu",
+        "In a CUDA call that allocates or frees memory. These wait for the device and take the driver's locks.",
+        "work that was on the device before: a free waits for it",
+        "Allocate at start, or from a pool (ONNX Runtime: `arena_extend_strategy`, `gpu_mem_limit`; PyTorch:"
+        " `expandable_segments`; CUDA: cuMemAllocAsync). Shapes that change from request to request are the usual"
+        " reason.",
+        accuses=True,
+    ),
+    Cause.GPU_FULL: CauseInfo(
+        "gpu memory full",
+        "allocating GPU memory, of which hardly any was left",
+        "gpu",
+        "The same, while at least 95 % of the device's memory was in use, or an allocation failed for want of it.",
+        "allocations that would have been as slow with memory left",
+        "The verdict says who holds the memory. Another process: move it away, or limit it. Its own: lower the"
+        " batch size, the KV cache or the number of model instances.",
+        accuses=True,
+    ),
+    Cause.GPU_LOAD: CauseInfo(
+        "gpu code load",
+        "loading code into the GPU",
+        "gpu",
+        "In a CUDA call that loads a module or a library; compiling included, where there is only PTX for it.",
+        "nothing known",
+        "It is the first use of a kernel: warm every shape up before traffic (`CUDA_MODULE_LOADING=EAGER`), and"
+        " ship code for this card's architecture.",
+        accuses=True,
+    ),
+    Cause.GPU_CLOCKS: CauseInfo(
+        "gpu clocks",
+        "waiting longer for the GPU because its clocks were capped",
+        "nvml",
+        "Of a wait for the device, the share by which its SM clock was below its highest while NVML gave a reason"
+        " to hold it down: power cap, heat, power brake, board limit, or clocks set by an administrator.",
+        "work that is bound by memory suffers less than its share; samples are some 100 ms apart",
+        "By reason. Power: raise the limit (`nvidia-smi -pl`) or spread the load. Heat: fans, airflow, neighbours"
+        " in the chassis. Brake: the power supply. Set clocks: `nvidia-smi -rgc` undoes it.",
+        accuses=True,
+    ),
+    Cause.GPU_COLD: CauseInfo(
+        "gpu cold",
+        "waiting longer for the GPU because its clocks had gone down while it was idle",
+        "nvml",
+        "The same share where NVML gave no reason but idleness, and nothing had been asked of the device for"
+        " 100 ms or more until shortly before.",
+        "clocks between two samples are taken as a straight line",
+        "Lock the clocks (`nvidia-smi -lgc`), turn on persistence mode (`nvidia-smi -pm 1`), or keep the device"
+        " warm with a little work.",
+        accuses=True,
+    ),
+    Cause.GPU_SHARED: CauseInfo(
+        "gpu shared",
+        "waiting for the GPU while it ran another process's work",
+        "nvml",
+        "Of a wait for the device, the share of time in which kernels of other processes ran on it, as NVML's"
+        " per-process utilisation has it.",
+        "that utilisation is an average over up to a second; kernels that ran at the same time count in full",
+        "Move the named process to another device, or give both a part of their own (MIG; MPS with"
+        " CUDA_MPS_ACTIVE_THREAD_PERCENTAGE).",
+        accuses=True,
+    ),
+    Cause.GPU_FAULT: CauseInfo(
+        "gpu fault",
+        "waiting for a GPU that had reported an error",
+        "nvml",
+        "A wait for a device for which the driver reported an XID or a memory error that could not be corrected,"
+        " or which it lost, from then on.",
+        "errors that had nothing to do with this request's work",
+        "The XID's number says what broke (NVIDIA's XID catalogue; `dmesg -T | grep NVRM`). 79 and 119: drain the"
+        " host. 48, 63, 64, 94, 95: memory; reset the device. 13, 31, 43, 45: mostly the application's own.",
+        accuses=True,
+    ),
+    Cause.GPU_DRIVER: CauseInfo(
+        "gpu driver lock",
+        "waiting for another caller in the GPU's driver",
+        "sched",
+        "Asleep in an ioctl on the NVIDIA driver's devices until another thread, not the device, woke it: the"
+        " driver's locks are shared by all that call into it, monitoring included.",
+        "calls that the driver hands to a thread of its own",
+        "The named process calls into the driver at the same time: see whether a monitoring agent asks too often.",
         accuses=True,
     ),
 }

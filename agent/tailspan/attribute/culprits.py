@@ -6,7 +6,6 @@ per pair. A verdict then only walks over integers.
 
 from __future__ import annotations
 
-import ipaddress
 from collections import Counter, defaultdict
 from dataclasses import replace
 
@@ -14,9 +13,12 @@ import numpy as np
 
 from tailspan.attribute.behind import Behind, behind, behind_shares
 from tailspan.attribute.causes import Cause
+from tailspan.attribute.gpu import Devices
+from tailspan.attribute.gpu_words import gpu_culprit
 from tailspan.attribute.ledger import SHARES, Account, shares
 from tailspan.attribute.path import Hold
 from tailspan.attribute.verdict import Culprit, CulpritKind, Hop, Step
+from tailspan.attribute.words import endpoint, text
 from tailspan.timeline.arrivals import began
 from tailspan.timeline.evidence import Evidence, Table
 from tailspan.wire.events import IncidentKind, RunnerFlags
@@ -37,6 +39,7 @@ class Witness:
     """Answers for all requests of one evidence and its account."""
 
     def __init__(self, evidence: Evidence, account: Account) -> None:
+        self.devices = Devices(evidence)
         self._evidence = evidence
         self._account = account
         self._bounds = np.searchsorted(account.rows["request"], np.arange(len(evidence.requests) + 1)).tolist()
@@ -183,6 +186,8 @@ class Witness:
             return Culprit(CulpritKind.SOFTIRQ, 0, "network softirqs" if which else "interrupts")
         if what == Behind.HYPERVISOR:
             return Culprit(CulpritKind.HOST, 0, "the hypervisor")
+        if what == Behind.GPU:
+            return gpu_culprit(self._evidence, self._account.states.rows[which])
         if what == Behind.UNTAKEN:
             return Culprit(
                 CulpritKind.OWN, 0, "its own accept loop" if which else "its own reading thread", pid=tgid
@@ -281,14 +286,3 @@ class Witness:
             return Culprit(CulpritKind.NONE, 0, "an event-loop callback of no request")
         span_id = owner.to_bytes(8, "big").hex()
         return Culprit(CulpritKind.REQUEST, 0, f"request {span_id}", owner=span_id)
-
-
-def endpoint(raw: bytes, port: int) -> str:
-    """``10.0.0.7:8080`` or ``[2001:db8::7]:8080``; numpy has cut trailing zero bytes off ``raw``."""
-    address = ipaddress.IPv6Address(bytes(raw).ljust(16, b"\0"))
-    mapped = address.ipv4_mapped
-    return f"{mapped}:{port}" if mapped else f"[{address}]:{port}"
-
-
-def text(raw: bytes) -> str:
-    return bytes(raw).decode(errors="replace")

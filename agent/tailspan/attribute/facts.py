@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from tailspan.attribute.culprits import endpoint, text
+from tailspan.attribute.gpu_words import gpu_facts
 from tailspan.attribute.verdict import Step
+from tailspan.attribute.words import endpoint, text
 from tailspan.timeline.arrivals import began
 from tailspan.timeline.evidence import Evidence, Table
 from tailspan.wire.events import IncidentKind, SocketFlags
@@ -17,7 +18,8 @@ SLOW_CLOCK = 0.9
 _SIGNALS = {9: "SIGKILL", 15: "SIGTERM", 18: "SIGCONT", 19: "SIGSTOP", 20: "SIGTSTP", 21: "SIGTTIN", 22: "SIGTTOU"}
 
 
-def facts(evidence: Evidence, index: int, steps: tuple[Step, ...]) -> tuple[str, ...]:
+def facts(evidence: Evidence, index: int, steps: tuple[Step, ...], gpu: int) -> tuple[str, ...]:
+    """``gpu``: row of ``Meta.gpus`` that it ran on; -1: none, or not known which."""
     request = evidence.requests[index]
     start, end = int(began(evidence.requests[index : index + 1])[0]), int(request["end_mono_ns"])
     tids = {step.tid for step in steps if step.tid}
@@ -29,6 +31,7 @@ def facts(evidence: Evidence, index: int, steps: tuple[Step, ...]) -> tuple[str,
         *_faults(cycles),
         *_migrations(cycles),
         *_clocks(evidence.samples, start, end, cycles),
+        *gpu_facts(evidence, index, gpu, steps),
         *_incidents(evidence.incidents, int(request["tgid"]), start, end),
     )
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from tailspan.attribute.baseline import MIN_LIKE
 from tailspan.attribute.causes import CAUSES, N_CAUSES, Cause
 from tailspan.attribute.culprits import Witness
 from tailspan.attribute.facts import facts
+from tailspan.attribute.gpu_words import gpu_of, latest_sample
 from tailspan.attribute.intervals import Ints
 from tailspan.attribute.ledger import account, ledgers
 from tailspan.attribute.verdict import (
@@ -46,14 +49,15 @@ def judge(evidence: Evidence, chosen: Ints | None = None) -> list[Verdict]:
 
 
 def _verdict(evidence: Evidence, index: int, witness: Witness, ns: list[int]) -> Verdict:
-    request = request_facts(evidence, index)
+    gpu = gpu_of(evidence.requests[index], witness.devices)
+    request = replace(request_facts(evidence, index), device=_uuid(evidence, index, gpu))
     row = evidence.likes[index] if index < len(evidence.likes) else LikeRow(0, 0, 0, 0, [0] * N_CAUSES)
     like = Like(row.n, row.p50_ns, row.p95_ns, row.threshold_ns)
     blamed = witness.culprits(index)
     steps = witness.waterfall(index)
     parts = [Part(cause, ns[cause], row.parts_ns[cause], blamed.get(cause, ())) for cause in Cause if ns[cause]]
     parts.sort(key=lambda part: (-part.ns, part.cause))
-    trust = _trust(evidence, index, ns[Cause.UNKNOWN], request.wall_ns, like)
+    trust = _trust(evidence, index, ns[Cause.UNKNOWN], request.wall_ns, like, gpu)
     excess = request.wall_ns - like.p50_ns if like.n >= MIN_LIKE else request.wall_ns
     ranked = sorted((part for part in parts if part.cause is not Cause.UNKNOWN), key=lambda part: -part.excess_ns)
     top = ranked[0] if ranked else None
@@ -73,11 +77,11 @@ def _verdict(evidence: Evidence, index: int, witness: Witness, ns: list[int]) ->
         confidence=confidence,
         excess_ns=excess,
         alternatives=_alternatives(ranked, named),
-        ruled_out=_ruled_out(evidence, ns),
+        ruled_out=_ruled_out(evidence, ns, gpu),
         waterfall=steps,
         trust=trust,
         chain=longest.chain if longest else (),
-        facts=facts(evidence, index, steps),
+        facts=facts(evidence, index, steps, gpu),
     )
 
 
@@ -110,10 +114,25 @@ def request_facts(evidence: Evidence, index: int) -> RequestFacts:
         batch_capacity=int(row["batch_capacity"]),
         sampled=bool(row["sampled"]),
         before_ns=int(row["start_mono_ns"]) - start,
+        device=strings[row["device"]],
+        provider=strings[row["provider"]],
     )
 
 
-def _trust(evidence: Evidence, index: int, unknown_ns: int, wall_ns: int, like: Like) -> Trust:
+def _uuid(evidence: Evidence, index: int, gpu: int) -> str:
+    """Of the GPU that the request used: as its worker named it, else the one that it must have been."""
+    named = evidence.strings[evidence.requests["device"][index]]
+    return named or (evidence.meta.gpus[gpu]["uuid"] if gpu >= 0 else "")
+
+
+def _sample_age(evidence: Evidence, index: int, gpu: int) -> int | None:
+    """How old the GPU's last sample was when the request ended; 0 where it was taken later."""
+    end = int(evidence.requests["end_mono_ns"][index])
+    sample = latest_sample(evidence, gpu, end) if gpu >= 0 else None
+    return None if sample is None else max(0, end - int(sample["end_mono_ns"]))
+
+
+def _trust(evidence: Evidence, index: int, unknown_ns: int, wall_ns: int, like: Like, gpu: int) -> Trust:
     row = evidence.requests[index]
     losses = evidence.losses
     begin = began(evidence.requests[index : index + 1])[0]
@@ -125,7 +144,7 @@ def _trust(evidence: Evidence, index: int, unknown_ns: int, wall_ns: int, like: 
         coverage=round(1 - unknown_ns / wall_ns, 6) if wall_ns else 0.0,
         lost=int(losses["count"][touching].sum()),
         clock_error_ns=evidence.meta.clock_error_ns,
-        gpu_sample_age_ns=None,
+        gpu_sample_age_ns=_sample_age(evidence, index, gpu),
         notes=tuple(notes),
     )
 
@@ -173,12 +192,14 @@ def _alternatives(ranked: list[Part], named: Part | None) -> tuple[Alternative, 
     )
 
 
-def _ruled_out(evidence: Evidence, ns: list[int]) -> tuple[str, ...]:
+def _ruled_out(evidence: Evidence, ns: list[int], gpu: int) -> tuple[str, ...]:
     """Accusing causes that could be seen and took less than NAME_FLOOR_NS."""
+    unseen = set(evidence.meta.missing_probes)
+    unseen |= {"gpu", "nvml"} if gpu < 0 else set()
     return tuple(
         info.label
         for cause, info in CAUSES.items()
-        if info.accuses and ns[cause] < NAME_FLOOR_NS and info.probe not in evidence.meta.missing_probes
+        if info.accuses and ns[cause] < NAME_FLOOR_NS and info.probe not in unseen
     )
 
 
@@ -261,6 +282,14 @@ def _of_cause(cause: Cause, thread: str, culprit: Culprit | None, who: str) -> s
         Cause.GC: "{who} collected garbage",
         Cause.GIL: "{thread} waited for Python's interpreter lock, which {who} had",
         Cause.STEAL: "{who} ran something else on the CPU of {thread}",
+        Cause.GPU_COPY: "{thread} copied over {who}",
+        Cause.GPU_ALLOC: "{thread} allocated or freed GPU memory",
+        Cause.GPU_LOAD: "{thread} loaded code into the GPU, on its first use",
+        Cause.GPU_CLOCKS: "{thread} waited for the device, whose clocks were held down by {who}",
+        Cause.GPU_COLD: "{thread} waited for {who}, whose clocks were still low after it had been idle",
+        Cause.GPU_SHARED: "{thread} waited for the device while it ran the work of {who}",
+        Cause.GPU_FAULT: "{thread} waited for a device with an error: {who}",
+        Cause.GPU_FULL: "{thread} asked for GPU memory, of which {who} holds most",
         Cause.ACCEPT: "it was connected, and {who} had not accepted it",
         Cause.UNREAD: "its bytes had arrived, and {who} had not read them",
     }.get(cause, "{thread} waited for {who}" if culprit.kind is CulpritKind.WAKER else "")

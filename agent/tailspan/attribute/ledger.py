@@ -27,22 +27,32 @@ FOLLOW_NS = 20_000
 
 #: Waits for another thread, which that thread's wake-up ends.
 _FOR_A_THREAD = (Cause.FUTEX, Cause.GIL, Cause.PIPE, Cause.UNIX, Cause.KERNEL_LOCK, Cause.PROCESS)
+#: In a call into the GPU's driver: what it is for.
+_IN_GPU_CALL = (Cause.GPU, Cause.GPU_COPY)
+#: ... and what makes it last.
+_GPU_TROUBLE = (
+    *(Cause.GPU_ALLOC, Cause.GPU_FULL, Cause.GPU_LOAD, Cause.GPU_CLOCKS, Cause.GPU_COLD, Cause.GPU_SHARED),
+    *(Cause.GPU_FAULT, Cause.GPU_DRIVER),
+)
 #: What can hold up a thread that somebody waits for: then that is the better answer. What it does of its own
 #: accord (computing, sleeping, waiting for its next piece of work) leaves the wait a wait for that thread.
 _HINDERED = (
     *_FOR_A_THREAD,
     *(Cause.RUN_QUEUE, Cause.THROTTLED, Cause.IRQ, Cause.STOPPED, Cause.IO, Cause.PAGE_IN),
     *(Cause.RECLAIM, Cause.GC, Cause.UPSTREAM, Cause.NETWORK),
+    *(*_IN_GPU_CALL, *_GPU_TROUBLE),
 )
 #: The same for who has the interpreter's lock, which is given back before any system call that may sleep.
 _HINDERED_WITH_GIL = (
     *(Cause.GIL, Cause.KERNEL_LOCK, Cause.RUN_QUEUE, Cause.THROTTLED, Cause.IRQ, Cause.STOPPED),
     *(Cause.PAGE_IN, Cause.RECLAIM, Cause.GC),
+    *(*_IN_GPU_CALL, *_GPU_TROUBLE),
 )
 #: What holds up a thread that has not taken a request up: it is not its work, nor its sleep until there is some.
 _HELD_UP = (
     *(Cause.RUN_QUEUE, Cause.THROTTLED, Cause.IRQ, Cause.STOPPED, Cause.GIL, Cause.GC, Cause.PAGE_IN),
     *(Cause.RECLAIM, Cause.KERNEL_LOCK, Cause.UNKNOWN),
+    *_GPU_TROUBLE,
 )
 
 #: Counted per turn and spread over its time on the CPU: column of States.rows -> cause.
@@ -115,8 +125,9 @@ def _causes(hold: Ints, state: Ints, states: States) -> Ints:
     else:
         of_thread = np.where(state >= 0, states.rows["cause"][state], Cause.UNKNOWN)
     cause = of_thread.copy()
-    # Behind other work: that work's CPU time is queueing; what held the thread up holds the request up.
-    cause[(hold == Hold.BEHIND) & (of_thread == Cause.ON_CPU)] = Cause.QUEUED
+    # Behind other work: that work's time on CPU and GPU is queueing; what held the thread up holds the request up.
+    worked = np.isin(of_thread, (Cause.ON_CPU, *_IN_GPU_CALL))
+    cause[(hold == Hold.BEHIND) & worked] = Cause.QUEUED
     # The thread was free: a sleep is it waiting for work, but a run-queue wait is a run-queue wait.
     unhindered = ~np.isin(of_thread, _HELD_UP)
     cause[unhindered & (hold == Hold.QUEUED)] = Cause.BATCHING

@@ -7,7 +7,7 @@ Every rule takes precedence over those below it:
    again because it was evicted too early)
 3. page-in: in no system call, and the kernel calls it I/O wait
 4. a lock of the kernel: marked while it went to sleep; then I/O, as the kernel calls it
-5. the object: the interpreter's lock, another futex, a file, a pipe, a unix or TCP socket
+5. the object: the interpreter's lock, another futex, a file, a pipe, a unix or TCP socket, a GPU
 6. the system call alone
 """
 
@@ -16,8 +16,8 @@ from __future__ import annotations
 import numpy as np
 
 from tailspan.attribute.causes import Cause
-from tailspan.attribute.intervals import Ints, disjoint, tile
-from tailspan.timeline.evidence import Table
+from tailspan.attribute.intervals import Flags, Ints, disjoint, tile
+from tailspan.timeline.evidence import Meta, Table
 from tailspan.timeline.tables import join
 from tailspan.wire.events import CycleFlags, ObjectKind, SocketFlags, SocketOp
 from tailspan.wire.syscalls import SYSCALLS
@@ -45,6 +45,8 @@ _BY_SYSCALL = {
     Cause.KERNEL_LOCK: ("mmap", "munmap", "mremap", "mprotect", "madvise", "brk", "mlock", "mlock2", "munlock"),
     Cause.PROCESS: ("fork", "vfork", "clone", "clone3", "execve", "execveat", "wait4", "waitid"),
 }
+#: Kernel threads that hand on what the device did: of its interrupts, its queues, its page faults.
+_GPU_KTHREADS = (b"irq/", b"nv_", b"nvidia", b"UVM", b"kworker")
 _CAUSE_OF_NR = np.full(len(SYSCALLS), Cause.OTHER, np.int64)
 for _cause, _names in _BY_SYSCALL.items():
     for _name in _names:
@@ -65,26 +67,43 @@ for _kind, _cause in _BY_OBJECT.items():
     _CAUSE_OF_OBJECT[_kind] = _cause
 
 
-def causes(asleep: Table, runtime_locks: dict[str, list[list[int]]]) -> Ints:
+def causes(asleep: Table, meta: Meta) -> Ints:
     """Cause of each sleep; rows are THREAD_CYCLE or THREAD_STATE, whose fields have the same names."""
     nr = asleep["syscall_nr"].astype(np.int64)
     known = (nr >= 0) & (nr < len(_CAUSE_OF_NR))
     cause = np.where(known, _CAUSE_OF_NR[np.where(known, nr, 0)], Cause.OTHER)
     by_object = _CAUSE_OF_OBJECT[np.minimum(asleep["object_kind"], len(ObjectKind) - 1)]
     cause = np.where(by_object >= 0, by_object, cause)
-    cause = np.where(_on_runtime_lock(asleep, runtime_locks), Cause.GIL, cause)
+    cause = np.where(_on_runtime_lock(asleep, meta.runtime_locks), Cause.GIL, cause)
+    on_gpu = asleep["object_kind"] == ObjectKind.CHAR_DEVICE
+    on_gpu &= np.isin(asleep["object_dev"] >> 20, meta.gpu_majors)
+    cause = np.where(on_gpu, Cause.GPU, cause)
     flags = asleep["flags"]
     iowait = flags & CycleFlags.IOWAIT != 0
     cause = np.where(iowait, Cause.IO, cause)
     cause = np.where(flags & CycleFlags.KERNEL_LOCK != 0, Cause.KERNEL_LOCK, cause)
+    if on_gpu.any():
+        cause = np.where(on_gpu & _in_driver_lock(asleep), Cause.GPU_DRIVER, cause)
     cause = np.where(iowait & (nr < 0), Cause.PAGE_IN, cause)
     cause = np.where(flags & CycleFlags.MEMSTALL != 0, Cause.RECLAIM, cause)
     return np.where(asleep["state"] & _STOPPED != 0, Cause.STOPPED, cause).astype(np.int64)
 
 
-def _on_runtime_lock(
-    asleep: Table, runtime_locks: dict[str, list[list[int]]]
-) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
+def _in_driver_lock(asleep: Table) -> Flags:
+    """Of sleeps on the GPU's devices: for another caller's sake. The device's own interrupts come through kernel
+    threads of the driver."""
+    locked: Flags = asleep["flags"] & CycleFlags.KERNEL_LOCK != 0
+    by_task = (asleep["waker_tid"] != 0) & (
+        asleep["flags"] & (CycleFlags.WAKER_IRQ | CycleFlags.WAKER_SOFTIRQ) == 0
+    )
+    comm = asleep["waker_comm"].astype("S16")
+    for prefix in _GPU_KTHREADS:
+        by_task &= ~np.char.startswith(comm, prefix)
+    locked |= by_task & (asleep["syscall_nr"] == SYSCALLS.index("ioctl"))
+    return locked
+
+
+def _on_runtime_lock(asleep: Table, runtime_locks: dict[str, list[list[int]]]) -> Flags:
     found = np.zeros(len(asleep), bool)
     futex = asleep["object_kind"] == ObjectKind.FUTEX
     for tgid, ranges in runtime_locks.items():

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from tailspan.attribute import sleeps
+from tailspan.attribute import gpu, sleeps
 from tailspan.attribute.causes import Cause
 from tailspan.attribute.intervals import Flags, Ints, disjoint, tile
 from tailspan.timeline.arrivals import began
@@ -38,6 +38,9 @@ _ROW = np.dtype(
         ("object_dev", "<u4"),
         ("tgid", "<i4"),
         ("socket", "<i8"),  # row of Evidence.sockets that says what the connection waited for; -1: none
+        ("call", "<i8"),  # row of Evidence.gpu_calls that it was in; -1: none
+        ("told", "<i8"),  # row of the GPU table that told its cause, see attribute.gpu; -1: none
+        ("gpu", "<i4"),  # row of Meta.gpus; -1: not known
         ("length_ns", "<i8"),  # of an on-cpu state before it was cut to the window
         ("irq_ns", "<i8"),  # spread evenly over that length, as are the next ones
         ("net_ns", "<i8"),  # of irq_ns
@@ -100,6 +103,9 @@ def thread_states(evidence: Evidence) -> States:
         rows, key = rows[keep], key[keep]
     _join_timed_waits(rows)
     rows = _split_by_holder(rows)
+    if len(evidence.gpu_calls) or np.isin(rows["cause"], (Cause.GPU, Cause.GPU_DRIVER)).any():
+        rows = gpu.split(rows, evidence)
+        rows = rows[np.argsort(_in_order(rows["tid"], rows["start"]), kind="stable")]
     key = np.searchsorted(tids, rows["tid"])
     return States(rows, key.astype(np.int64), tids, runners)
 
@@ -167,7 +173,8 @@ def _in_order(tid: Ints, start: Ints) -> Ints:
 def _rows(count: int) -> Table:
     rows = np.zeros(count, _ROW)
     rows["runner"] = -1
-    rows["socket"] = -1
+    for name in ("socket", "call", "told", "gpu"):
+        rows[name] = -1
     rows["syscall_nr"] = -1
     rows["cpu"] = -1
     return rows
@@ -208,7 +215,7 @@ def _sleeps(asleep: Table, end: Ints, by_task: Flags, evidence: Evidence) -> Tab
         rows[name] = asleep[name]
     for name in ("waker_tid", "waker_tgid", "waker_comm"):
         rows[name][by_task] = asleep[name][by_task]
-    rows["cause"] = sleeps.causes(asleep, evidence.meta.runtime_locks)
+    rows["cause"] = sleeps.causes(asleep, evidence.meta)
     return rows
 
 

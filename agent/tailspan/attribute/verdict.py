@@ -26,6 +26,7 @@ class CulpritKind(StrEnum):
     REQUEST = "request"
     CGROUP = "cgroup"
     DEVICE = "device"  #: a disk
+    GPU = "gpu"  #: a GPU, its link, or what governs its clocks
     PEER = "peer"  #: the other end of a connection, by address
     SOFTIRQ = "softirq"
     HOST = "host"  #: the machine as a whole: its memory, its hypervisor
@@ -41,7 +42,8 @@ class Culprit:
     tid: int | None = None
     comm: str = ""
     cgroup: str = ""  #: path below the hierarchy's root; "" when not known
-    owner: str = ""  #: batch id; a request's span id in hex; a peer's address; a disk's name; how a waker died
+    #: batch id; a request's span id in hex; a peer's address; a disk's name; a GPU's uuid; how a waker died
+    owner: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +106,8 @@ class RequestFacts:
     batch_capacity: int
     sampled: bool
     before_ns: int = 0  #: of wall_ns: before the worker began it
+    device: str = ""  #: uuid of the GPU that it ran on; "" where none is known
+    provider: str = ""  #: what ran it, in the runtime's words
 
 
 @dataclass(frozen=True, slots=True)

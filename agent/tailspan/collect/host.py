@@ -25,6 +25,16 @@ def boot_id() -> str:
         return ""
 
 
+def character_majors(prefix: str, devices: Path = Path("/proc/devices")) -> list[int]:
+    """Major numbers of the character devices of drivers whose names begin so."""
+    try:
+        character, _, _ = devices.read_text().partition("\nBlock devices:")
+    except OSError:
+        return []
+    entries = (line.split() for line in character.splitlines())
+    return [int(words[0]) for words in entries if len(words) == 2 and words[1].startswith(prefix)]
+
+
 @functools.lru_cache(256)
 def device_name(dev: int) -> str:
     """Of a block device by the kernel's number, ``(major << 20) | minor``: ``vda``; ``254:0`` where it is gone."""

@@ -22,15 +22,32 @@ from tailspan import __version__
 from tailspan.attribute.causes import Cause
 from tailspan.attribute.verdict import Outcome
 from tailspan.export import semconv
+from tailspan.export.gpus import GpuCollector
 from tailspan.export.semconv import OPEN_LABELS, OTHER, Metric
 from tailspan.timeline.evidence import Table
-from tailspan.wire.events import IncidentKind, SocketFlags, SocketOp
+from tailspan.timeline.gpus import GpuHost
+from tailspan.wire.events import GpuCallKind, IncidentKind, SocketFlags, SocketOp
 
 #: Combinations of open labels that one family keeps. A histogram has 19 series a combination and the time by
-#: cause one a cause: about 3,100 series in all when both are full.
+#: cause one a cause: about 3,600 series in all when both are full.
 MAX_LABEL_SETS = 64
 
 Child = Counter | Gauge | Histogram
+
+
+class _LabelSets:
+    """The first ``limit`` combinations of open labels."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._seen: set[tuple[str, ...]] = set()
+
+    def admits(self, combination: tuple[str, ...]) -> bool:
+        if combination not in self._seen:
+            if len(self._seen) >= self._limit:
+                return False
+            self._seen.add(combination)
+        return True
 
 
 class _Family:
@@ -42,8 +59,7 @@ class _Family:
         self._metric = metric
         self._parent = _build(metric, registry)
         self._open = [i for i, label in enumerate(metric.labels) if label in OPEN_LABELS]
-        self._seen: set[tuple[str, ...]] = set()
-        self._limit = limit
+        self._sets = _LabelSets(limit)
         self._overflow = overflow
         self._children: dict[tuple[str, ...], Child] = {}
         self._totals: dict[tuple[str, ...], float] = {}
@@ -69,20 +85,12 @@ class _Family:
             return child
         if not labels:
             return self._parent
-        if self._open and not self._admits(labels):
+        if self._open and not self._sets.admits(tuple(labels[i] for i in self._open)):
             self._overflow(self._metric.name)
             labels = tuple(OTHER if i in self._open else label for i, label in enumerate(labels))
             return self._parent.labels(*labels)
         child = self._children[labels] = self._parent.labels(*labels)
         return child
-
-    def _admits(self, labels: tuple[str, ...]) -> bool:
-        combination = tuple(labels[i] for i in self._open)
-        if combination not in self._seen:
-            if len(self._seen) >= self._limit:
-                return False
-            self._seen.add(combination)
-        return True
 
 
 def _build(metric: Metric, registry: CollectorRegistry) -> Child:
@@ -149,7 +157,10 @@ _ARRAY_HISTOGRAMS = (
     semconv.TCP_ACCEPT_WAIT,
     semconv.TCP_UNREAD_WAIT,
     semconv.TCP_UPSTREAM_ANSWER,
+    semconv.GPU_CALL_DURATION,
 )
+#: CUDA calls by kind, as labels have it.
+_GPU_CALL_KINDS = {int(kind): kind.name.lower() for kind in GpuCallKind if kind is not GpuCallKind.COUNT}
 #: Signal -> its kind among the incidents.
 _SIGNALS = {
     **dict.fromkeys((signal.SIGSTOP, signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU), "stop"),
@@ -169,10 +180,11 @@ class Metrics:
         self._limit = max_label_sets
         self._histograms = {metric.name: _ArrayHistogram(metric, self.registry) for metric in _ARRAY_HISTOGRAMS}
         self._host = _HostTotals(self.registry)
+        self._gpu_processes = _LabelSets(max_label_sets)
+        self._gpus = GpuCollector(self.registry, self._admits_gpu_process)
+        collected = {*_ARRAY_HISTOGRAMS, *semconv.HOST_TCP, *semconv.GPU_HOST}
         self._families = {
-            metric.name: self._family(metric)
-            for metric in semconv.METRICS
-            if metric.name not in self._histograms and metric not in semconv.HOST_TCP
+            metric.name: self._family(metric) for metric in semconv.METRICS if metric not in collected
         }
         self._of(semconv.BUILD_INFO).set(__version__, to=1)
 
@@ -273,6 +285,28 @@ class Metrics:
         """What collect.samples.NetTotals has read."""
         self._host.totals = totals
 
+    def gpus(self, host: GpuHost, now_mono_ns: int) -> None:
+        """What NVML has said, and the time now."""
+        self._gpus.take(host, now_mono_ns)
+
+    def gpu_calls(self, rows: Table) -> None:
+        """wire.events.GPU_CALL: CUDA calls of followed threads that have returned."""
+        if not len(rows):
+            return
+        durations_ns = rows["exit_mono_ns"] - rows["enter_mono_ns"]
+        for number, kind in _GPU_CALL_KINDS.items():
+            self._array(semconv.GPU_CALL_DURATION).observe(kind, durations_ns=durations_ns[rows["kind"] == number])
+
+    def gpu_probes(self, hits: Mapping[str, int], attached: int, off: Mapping[str, int]) -> None:
+        """``hits``: CUDA calls in total, by kind; ``attached``: functions with a probe now; ``off``: by kind, the
+        processes where it is switched off for its rate. A kind that is in neither has 0, so that rate() sees its
+        first call; not called without the probe, since then none is not known to have happened.
+        """
+        for kind in _GPU_CALL_KINDS.values():
+            self._of(semconv.GPU_CALLS).advance(kind, total=hits.get(kind, 0))
+            self._of(semconv.GPU_PROBE_OFF).set(kind, to=off.get(kind, 0))
+        self._of(semconv.GPU_PROBES).set(to=attached)
+
     def lost(self, record_class: str, count: int) -> None:
         """``count`` more records of a class are lost; 0 makes its series, so that rate() sees the first."""
         self._of(semconv.LOST_RECORDS).inc(record_class, by=count)
@@ -305,6 +339,12 @@ class Metrics:
         """(program, run time in seconds, in total); not called where the kernel keeps none."""
         for program, seconds in programs:
             self._of(semconv.BPF_RUN_TIME).advance(program, total=seconds)
+
+    def _admits_gpu_process(self, gpu_and_name: tuple[str, ...]) -> bool:
+        admitted = self._gpu_processes.admits(gpu_and_name)
+        if not admitted:
+            self._of(semconv.LABEL_OVERFLOWS).inc(semconv.GPU_PROCESS_MEMORY.name)
+        return admitted
 
     def _family(self, metric: Metric) -> _Family:
         return _Family(

@@ -126,6 +126,16 @@ LOST = Attribute(
 CLOCK_ERROR = Attribute(
     "tailspan.clock.error", "double", "s", ("verdict",), "bound on worker clock against kernel clock"
 )
+HW_ID = Attribute(
+    "hw.id", "string", "", ("verdict", "request"), "uuid of the GPU, or MIG instance, that the request ran on"
+)
+GPU_PROVIDER = Attribute(
+    "tailspan.gpu.provider",
+    "string",
+    "",
+    ("verdict", "request"),
+    "what ran the request, in its runtime's words: CUDAExecutionProvider",
+)
 GPU_SAMPLE_AGE = Attribute(
     "tailspan.gpu.sample_age", "double", "s", ("verdict",), "absent where no GPU fact was used"
 )
@@ -170,9 +180,9 @@ ATTRIBUTES: tuple[Attribute, ...] = (
 
 # --- metrics ------------------------------------------------------------------------------------------------
 
-#: Labels whose values workers choose. Each family keeps a bounded number of their combinations; what comes
-#: beyond is kept under :data:`OTHER`.
-OPEN_LABELS = frozenset({"name", "model", "version", "status"})
+#: Labels whose values others choose: workers, and whoever runs on a GPU (``process``). Each family keeps a bounded
+#: number of their combinations; what comes beyond is kept under :data:`OTHER`.
+OPEN_LABELS = frozenset({"name", "model", "version", "status", "process"})
 OTHER = "other"
 
 REQUEST_DURATION = Metric(
@@ -463,5 +473,316 @@ HOST_TCP: dict[Metric, tuple[str, ...]] = {
     HOST_TCP_SOCKETS: ("TCP:inuse", "TCP6:inuse"),
     HOST_TCP_TIME_WAIT: ("TCP:tw",),
 }
+
+# Calls of followed processes into the CUDA driver and its runtime.
+GPU_CALLS = Metric(
+    "tailspan_gpu_calls_total",
+    "counter",
+    "{call}",
+    ("kind",),
+    "CUDA calls of followed processes while their probes were attached: sync, copy, alloc, free, load, launch",
+)
+GPU_CALL_DURATION = Metric(
+    "tailspan_gpu_call_duration_seconds",
+    "histogram",
+    "s",
+    ("kind",),
+    "CUDA calls of followed threads, from entry to return; of calls within calls the outermost. Launches are not "
+    "timed",
+)
+GPU_PROBES = Metric(
+    "tailspan_gpu_probes_attached",
+    "gauge",
+    "{function}",
+    (),
+    "CUDA functions of followed processes that have a probe now",
+)
+GPU_PROBE_OFF = Metric(
+    "tailspan_gpu_probe_off",
+    "gauge",
+    "{process}",
+    ("kind",),
+    "Processes whose calls of a kind come too often to be recorded (gpu.calls_per_s): theirs are unknowable",
+)
+
+# What NVML says of each GPU and MIG instance. What it does not say is absent; so is what a GPU said that is lost.
+#: Labels of OpenTelemetry's metrics of a device. hw_parent: the GPU of a MIG instance, else empty.
+DEVICE_LABELS = ("hw_id", "hw_name", "hw_parent", "hw_type")
+
+HW_GPU_UTILIZATION = Metric(
+    "hw_gpu_utilization_ratio",
+    "gauge",
+    "1",
+    (*DEVICE_LABELS, "hw_gpu_task"),
+    "Share of time in which the GPU was busy. general: in which any kernel ran, however small a part of the GPU "
+    "it filled; encoder, decoder: of video",
+)
+HW_GPU_MEMORY_USAGE = Metric(
+    "hw_gpu_memory_usage_bytes", "gauge", "By", DEVICE_LABELS, "GPU memory used, without what the driver reserves"
+)
+HW_GPU_MEMORY_LIMIT = Metric(
+    "hw_gpu_memory_limit_bytes",
+    "gauge",
+    "By",
+    DEVICE_LABELS,
+    "Size of the GPU memory, with what the driver reserves",
+)
+HW_GPU_MEMORY_UTILIZATION = Metric(
+    "hw_gpu_memory_utilization_ratio",
+    "gauge",
+    "1",
+    DEVICE_LABELS,
+    "Share of the GPU memory that is used; not NVML's utilization.memory, which is tailspan_gpu_memory_busy_ratio",
+)
+HW_GPU_IO = Metric(
+    "hw_gpu_io_bytes_total",
+    "counter",
+    "By",
+    (*DEVICE_LABELS, "network_io_direction"),
+    "Bytes over PCIe that the GPU has received from the host and transmitted to it",
+)
+HW_ENERGY = Metric("hw_energy_joules_total", "counter", "J", DEVICE_LABELS, "Energy that the GPU has taken")
+HW_POWER = Metric("hw_power_watts", "gauge", "W", DEVICE_LABELS, "Power that the GPU takes")
+HW_TEMPERATURE = Metric(
+    "hw_temperature_celsius",
+    "gauge",
+    "Cel",
+    (*DEVICE_LABELS, "hw_sensor_location"),
+    "Temperature of the GPU: of its die, of its memory",
+)
+HW_ERRORS = Metric(
+    "hw_errors_total",
+    "counter",
+    "{error}",
+    (*DEVICE_LABELS, "error_type"),
+    "Errors of the GPU. corrected, uncorrected: of its memory (ECC); pcie_replay: packets sent again; nvlink; "
+    "xid-79: reports of the driver by their number, since the agent started. One fault may be in several",
+)
+HW_STATUS = Metric(
+    "hw_status",
+    "gauge",
+    "1",
+    (*DEVICE_LABELS, "hw_state"),
+    "1 for the state that the GPU is in. failed: it cannot be reached; predicted_failure: a row of its memory "
+    "could not be remapped; degraded: rows are remapped at the next reset",
+)
+
+GPU_INFO = Metric(
+    "tailspan_gpu_info",
+    "gauge",
+    "1",
+    ("hw_id", "hw_name", "hw_parent", "hw_driver_version", "index"),
+    "Always 1; index is NVML's, of a MIG instance within its GPU",
+)
+GPU_READING_AGE = Metric(
+    "tailspan_gpu_sample_age_seconds",
+    "gauge",
+    "s",
+    ("hw_id",),
+    "Age of what NVML said last of the GPU; it grows while the driver does not answer",
+)
+GPU_MEMORY_RESERVED = Metric(
+    "tailspan_gpu_memory_reserved_bytes", "gauge", "By", ("hw_id",), "GPU memory that the driver and firmware keep"
+)
+GPU_MEMORY_BUSY = Metric(
+    "tailspan_gpu_memory_busy_ratio",
+    "gauge",
+    "1",
+    ("hw_id",),
+    "Share of time in which GPU memory was read or written (NVML's utilization.memory)",
+)
+GPU_CLOCK = Metric(
+    "tailspan_gpu_clock_hertz", "gauge", "Hz", ("hw_id", "domain"), "Clock of the domain: sm, memory"
+)
+GPU_CLOCK_LIMIT = Metric(
+    "tailspan_gpu_clock_limit_hertz", "gauge", "Hz", ("hw_id", "domain"), "The highest that the clock can go"
+)
+GPU_CLOCK_EVENTS = Metric(
+    "tailspan_gpu_clock_event_seconds_total",
+    "counter",
+    "s",
+    ("hw_id", "reason"),
+    "Time in which clocks were held down, by NVIDIA's reason; reasons overlap, and low_utilization is idleness",
+)
+GPU_PERFORMANCE_STATE = Metric(
+    "tailspan_gpu_performance_state",
+    "gauge",
+    "1",
+    ("hw_id",),
+    "Performance state: 0 is the fastest, 15 the slowest",
+)
+GPU_POWER_LIMIT = Metric(
+    "tailspan_gpu_power_limit_watts", "gauge", "W", ("hw_id",), "Power at which the driver lowers the clocks"
+)
+GPU_PCIE_GENERATION = Metric(
+    "tailspan_gpu_pcie_generation",
+    "gauge",
+    "1",
+    ("hw_id",),
+    "PCIe generation of the link; an idle GPU may lower it",
+)
+GPU_PCIE_GENERATION_LIMIT = Metric(
+    "tailspan_gpu_pcie_generation_limit", "gauge", "1", ("hw_id",), "The highest that GPU and host both can"
+)
+GPU_PCIE_WIDTH = Metric("tailspan_gpu_pcie_width_lanes", "gauge", "{lane}", ("hw_id",), "Lanes of the PCIe link")
+GPU_PCIE_WIDTH_LIMIT = Metric(
+    "tailspan_gpu_pcie_width_limit_lanes", "gauge", "{lane}", ("hw_id",), "The most that GPU and host both can"
+)
+GPU_ROW_REMAP_PENDING = Metric(
+    "tailspan_gpu_row_remap_pending",
+    "gauge",
+    "1",
+    ("hw_id",),
+    "1: rows of GPU memory are remapped at the next reset",
+)
+GPU_ROW_REMAP_FAILED = Metric(
+    "tailspan_gpu_row_remap_failed", "gauge", "1", ("hw_id",), "1: a row of GPU memory could not be remapped"
+)
+GPU_REMAPPED_ROWS = Metric(
+    "tailspan_gpu_remapped_rows_total",
+    "counter",
+    "{row}",
+    ("hw_id", "error_type"),
+    "Rows of GPU memory that were remapped, by the errors that led to it: corrected, uncorrected",
+)
+GPU_NVLINK_IO = Metric(
+    "tailspan_gpu_nvlink_io_bytes_total",
+    "counter",
+    "By",
+    ("hw_id", "network_io_direction"),
+    "Bytes over all NVLinks of the GPU",
+)
+GPU_SM_UTILIZATION = Metric(
+    "tailspan_gpu_sm_utilization_ratio",
+    "gauge",
+    "1",
+    ("hw_id",),
+    "Share of time in which SMs had work, averaged over the SMs; only where the GPU has GPM",
+)
+GPU_SM_OCCUPANCY = Metric(
+    "tailspan_gpu_sm_occupancy_ratio",
+    "gauge",
+    "1",
+    ("hw_id",),
+    "Warps on the SMs, of the most that they hold; only where the GPU has GPM",
+)
+GPU_TENSOR_UTILIZATION = Metric(
+    "tailspan_gpu_tensor_utilization_ratio",
+    "gauge",
+    "1",
+    ("hw_id",),
+    "Share of time in which tensor cores had work; only where the GPU has GPM",
+)
+GPU_DRAM_UTILIZATION = Metric(
+    "tailspan_gpu_dram_utilization_ratio",
+    "gauge",
+    "1",
+    ("hw_id",),
+    "Bandwidth of GPU memory used, of what there is; only where the GPU has GPM",
+)
+GPU_XIDS = Metric(
+    "tailspan_gpu_xids_total",
+    "counter",
+    "{error}",
+    ("hw_id",),
+    "XIDs of any number that the driver has reported since the agent started; it begins at 0, so that rate() sees "
+    "the first",
+)
+GPU_PROCESS_MEMORY = Metric(
+    "tailspan_gpu_process_memory_bytes",
+    "gauge",
+    "By",
+    ("hw_id", "process"),
+    "GPU memory of processes of one command name; absent where that of one of them is not known",
+)
+GPU_PROCESS_UTILIZATION = Metric(
+    "tailspan_gpu_process_utilization_ratio",
+    "gauge",
+    "1",
+    ("hw_id", "process"),
+    "Share of time in which a kernel of theirs ran, summed over processes of one command name; absent where that "
+    "of one of them is not known",
+)
+
+#: Metric -> the values of timeline.gpus.GpuReading that it holds, each with what its own labels say.
+GPU_VALUES: dict[Metric, dict[str, tuple[str, ...]]] = {
+    HW_GPU_UTILIZATION: {
+        "utilization": ("general",),
+        "encoder_utilization": ("encoder",),
+        "decoder_utilization": ("decoder",),
+    },
+    HW_GPU_MEMORY_USAGE: {"memory_used": ()},
+    HW_GPU_MEMORY_LIMIT: {"memory_total": ()},
+    HW_GPU_IO: {"pcie_received": ("receive",), "pcie_transmitted": ("transmit",)},
+    HW_ENERGY: {"energy": ()},
+    HW_POWER: {"power": ()},
+    HW_TEMPERATURE: {"temperature": ("gpu",), "memory_temperature": ("memory",)},
+    HW_ERRORS: {
+        "ecc_corrected": ("corrected",),
+        "ecc_uncorrected": ("uncorrected",),
+        "pcie_replays": ("pcie_replay",),
+        "nvlink_errors": ("nvlink",),
+    },
+    GPU_MEMORY_RESERVED: {"memory_reserved": ()},
+    GPU_MEMORY_BUSY: {"memory_utilization": ()},
+    GPU_CLOCK: {"sm_clock": ("sm",), "memory_clock": ("memory",)},
+    GPU_CLOCK_LIMIT: {"sm_clock_limit": ("sm",), "memory_clock_limit": ("memory",)},
+    GPU_PERFORMANCE_STATE: {"performance_state": ()},
+    GPU_POWER_LIMIT: {"power_limit": ()},
+    GPU_PCIE_GENERATION: {"pcie_generation": ()},
+    GPU_PCIE_GENERATION_LIMIT: {"pcie_generation_limit": ()},
+    GPU_PCIE_WIDTH: {"pcie_width": ()},
+    GPU_PCIE_WIDTH_LIMIT: {"pcie_width_limit": ()},
+    GPU_ROW_REMAP_PENDING: {"remapped_rows_pending": ()},
+    GPU_ROW_REMAP_FAILED: {"remapped_rows_failed": ()},
+    GPU_REMAPPED_ROWS: {
+        "remapped_rows_corrected": ("corrected",),
+        "remapped_rows_uncorrected": ("uncorrected",),
+    },
+    GPU_NVLINK_IO: {"nvlink_received": ("receive",), "nvlink_transmitted": ("transmit",)},
+    GPU_SM_UTILIZATION: {"gpm_sm_utilization": ()},
+    GPU_SM_OCCUPANCY: {"gpm_sm_occupancy": ()},
+    GPU_TENSOR_UTILIZATION: {"gpm_tensor_utilization": ()},
+    GPU_DRAM_UTILIZATION: {"gpm_dram_utilization": ()},
+}
+
+# NVML itself.
+NVML_STATE = Metric(
+    "tailspan_gpu_nvml_state",
+    "gauge",
+    "1",
+    ("state",),
+    "1 for the state that NVML is in: off, no_library, no_driver, no_permission, no_device, works",
+)
+NVML_CALLS = Metric("tailspan_gpu_nvml_calls_total", "counter", "{call}", (), "Calls of the agent into NVML")
+NVML_CALL_TIME = Metric(
+    "tailspan_gpu_nvml_call_seconds_total",
+    "counter",
+    "s",
+    (),
+    "Time of the agent inside NVML, waiting or not; gpu.budget bounds it",
+)
+NVML_FAILURES = Metric(
+    "tailspan_gpu_nvml_failures_total",
+    "counter",
+    "{call}",
+    ("error",),
+    "Calls into NVML that failed, by its error",
+)
+NVML_ATTEMPTS = Metric(
+    "tailspan_gpu_nvml_attempts_total",
+    "counter",
+    "{attempt}",
+    (),
+    "Attempts to connect to the driver, the first one too",
+)
+
+#: What the collector of timeline.gpus.GpuHost exposes.
+GPU_HOST: tuple[Metric, ...] = (
+    *GPU_VALUES,
+    *(HW_GPU_MEMORY_UTILIZATION, HW_STATUS, GPU_INFO, GPU_READING_AGE, GPU_CLOCK_EVENTS, GPU_XIDS),
+    *(GPU_PROCESS_MEMORY, GPU_PROCESS_UTILIZATION),
+    *(NVML_STATE, NVML_CALLS, NVML_CALL_TIME, NVML_FAILURES, NVML_ATTEMPTS),
+)
 
 METRICS: tuple[Metric, ...] = tuple(value for value in list(globals().values()) if isinstance(value, Metric))

@@ -171,6 +171,8 @@ def _request_attributes(request: RequestFacts) -> dict[str, Value]:
         attributes[semconv.BATCH_ID.name] = request.batch_id
         attributes[semconv.BATCH_SIZE.name] = request.batch_size
         attributes[semconv.BATCH_CAPACITY.name] = request.batch_capacity
+    _put(attributes, semconv.HW_ID, request.device)
+    _put(attributes, semconv.GPU_PROVIDER, request.provider)
     return attributes
 
 

@@ -117,6 +117,7 @@ def _headline(verdict: Verdict, width: int, colour: bool) -> list[str]:
         request.name,
         model,
         batch,
+        f"on {request.provider.removesuffix('ExecutionProvider')}" if request.provider else "",
         "" if request.status in ("", "ok") else f"status {request.status}",
         duration(request.wall_ns),
         f"(like requests: p50 {duration(like.p50_ns)}, n={like.n})" if like.n else "(no like requests)",

@@ -120,7 +120,7 @@ RUNNER = np.dtype(
 
 THREAD_CYCLE = np.dtype(
     {
-        "names": ['run_mono_ns', 'off_mono_ns', 'ready_mono_ns', 'on_mono_ns', 'irq_ns', 'net_ns', 'reclaim_ns', 'short_blocked_ns', 'short_runq_ns', 'runner_since_mono_ns', 'throttled_ns', 'object', 'short_count', 'minor_faults', 'major_faults', 'tid', 'tgid', 'state', 'syscall_nr', 'flags', 'waker_tid', 'waker_tgid', 'object_dev', 'prio', 'object_kind', 'launches', 'run_cpu', 'wait_cpu', 'waker_comm', 'runner'],
+        "names": ['run_mono_ns', 'off_mono_ns', 'ready_mono_ns', 'on_mono_ns', 'irq_ns', 'net_ns', 'reclaim_ns', 'short_blocked_ns', 'short_runq_ns', 'runner_since_mono_ns', 'throttled_ns', 'object', 'short_count', 'minor_faults', 'major_faults', 'tid', 'tgid', 'state', 'syscall_nr', 'flags', 'waker_tid', 'waker_tgid', 'object_kind', 'object_dev', 'prio', 'run_cpu', 'wait_cpu', 'waker_comm', 'runner'],
         "formats": [
             "<i8",
             "<i8",
@@ -146,14 +146,13 @@ THREAD_CYCLE = np.dtype(
             "<u4",
             "<u4",
             "<u4",
-            "<u2",
-            "<u2",
+            "<u4",
             "<u2",
             "<u2",
             "|S16",
             RUNNER,
         ],
-        "offsets": [0, 8, 16, 24, 32, 40, 48, 56, 64, 72, 80, 88, 96, 100, 104, 108, 112, 116, 120, 124, 128, 132, 136, 140, 144, 146, 148, 150, 152, 168],
+        "offsets": [0, 8, 16, 24, 32, 40, 48, 56, 64, 72, 80, 88, 96, 100, 104, 108, 112, 116, 120, 124, 128, 132, 136, 140, 144, 148, 150, 152, 168],
         "itemsize": 208,
     }
 )

@@ -18,7 +18,18 @@ from tailspan.attribute.verdict import Outcome
 from tailspan.export import semconv
 from tailspan.export.prometheus import Metrics
 from tailspan.timeline.evidence import Table
-from tailspan.wire.events import CONNECTION, INCIDENT, SOCKET_WAIT, IncidentKind, SocketFlags, SocketOp
+from tailspan.timeline.gpus import GpuProcess
+from tailspan.wire.events import (
+    CONNECTION,
+    GPU_CALL,
+    INCIDENT,
+    SOCKET_WAIT,
+    GpuCallKind,
+    IncidentKind,
+    SocketFlags,
+    SocketOp,
+)
+from tests.gpus import TAKEN_MONO_NS, sample_gpu, sample_gpu_host
 
 TRACE_ID = "4bf92f3577b34da6a3ce929d0e0e4736"
 
@@ -60,6 +71,10 @@ def _waits(count: int, **columns: int) -> Table:
     return rows
 
 
+def _gpu_calls(kind: GpuCallKind, count: int, duration_ns: int) -> Table:
+    return _rows(GPU_CALL, count, kind=kind, enter_mono_ns=1000 * MS, exit_mono_ns=1000 * MS + duration_ns)
+
+
 def _fill(metrics: Metrics) -> None:
     """Every metric gets a sample."""
     metrics.request("infer", "resnet50", "3", "ok", 0.4123, TRACE_ID)
@@ -70,6 +85,9 @@ def _fill(metrics: Metrics) -> None:
     metrics.socket_waits(_waits(23))
     metrics.incidents(np.zeros(3, INCIDENT))
     metrics.host_tcp({part: 23 for parts in semconv.HOST_TCP.values() for part in parts})
+    metrics.gpus(sample_gpu_host(sample_gpu()), TAKEN_MONO_NS)
+    metrics.gpu_calls(_gpu_calls(GpuCallKind.SYNC, 23, 40 * MS))
+    metrics.gpu_probes({"sync": 23, "launch": 100_003}, 47, {"launch": 1})
     metrics.forgotten(3)
     metrics.unjudged()
     metrics.lost("cycle", 23)
@@ -165,6 +183,16 @@ def test_worst_case_stays_below_5000_series() -> None:
         metrics.request(f"route{number}", f"model{number}", "1", "ok", 0.001)
         metrics.ledger(f"route{number}", parts_ns)
     _fill(metrics)
+    # AND eight GPUs that say everything, shared by more processes than have names of their own
+    gpus = [
+        sample_gpu(
+            uuid=f"GPU-{index}", processes=tuple(GpuProcess(one, f"job{one}", 1, 0.01) for one in range(101))
+        )
+        for index in range(8)
+    ]
+    metrics.gpus(sample_gpu_host(*gpus), TAKEN_MONO_NS)
+    for kind in GpuCallKind:
+        metrics.gpu_calls(_gpu_calls(kind, 1, MS))
 
     series = sum(len(family.samples) for family in metrics.registry.collect())
 
@@ -351,3 +379,42 @@ def test_a_total_that_the_kernel_does_not_keep_is_absent_and_not_0(metrics: Metr
     metrics.host_tcp({"TCP:inuse": 11})
     assert _value(metrics, "tailspan_host_tcp_sockets") == 11
     assert _value(metrics, "tailspan_host_tcp_retransmitted_segments_total") is None
+
+
+def test_gpu_calls_are_timed_by_kind(metrics: Metrics) -> None:
+    metrics.gpu_calls(np.empty(0, GPU_CALL))
+    assert _value(metrics, "tailspan_gpu_call_duration_seconds_count", kind="sync") is None
+
+    metrics.gpu_calls(
+        np.concatenate([_gpu_calls(GpuCallKind.SYNC, 23, 40 * MS), _gpu_calls(GpuCallKind.ALLOC, 7, 3 * MS)])
+    )
+    metrics.gpu_calls(_gpu_calls(GpuCallKind.SYNC, 2, 400 * MS))
+
+    assert _value(metrics, "tailspan_gpu_call_duration_seconds_bucket", kind="sync", le="0.05") == 23
+    assert _value(metrics, "tailspan_gpu_call_duration_seconds_count", kind="sync") == 25
+    assert _value(metrics, "tailspan_gpu_call_duration_seconds_sum", kind="sync") == pytest.approx(1.72)
+    assert _value(metrics, "tailspan_gpu_call_duration_seconds_sum", kind="alloc") == pytest.approx(0.021)
+    assert _value(metrics, "tailspan_gpu_call_duration_seconds_count", kind="copy") is None
+
+
+def test_every_kind_of_gpu_call_begins_at_0_and_follows_its_total(metrics: Metrics) -> None:
+    kinds = ("sync", "copy", "alloc", "free", "load", "launch")
+
+    def counted(name: str) -> list[float | None]:
+        return [_value(metrics, name, kind=kind) for kind in kinds]
+
+    assert counted("tailspan_gpu_calls_total") == [None] * 6
+    metrics.gpu_probes({}, 0, {})
+    assert counted("tailspan_gpu_calls_total") == [0] * 6
+    assert counted("tailspan_gpu_probe_off") == [0] * 6
+
+    for launches in (101, 100_003):
+        metrics.gpu_probes({"sync": 23, "launch": launches}, 47, {"launch": 2})
+    assert counted("tailspan_gpu_calls_total") == [23, 0, 0, 0, 0, 100_003]
+    assert counted("tailspan_gpu_probe_off") == [0, 0, 0, 0, 0, 2]
+    assert _value(metrics, "tailspan_gpu_probes_attached") == 47
+
+    # AND a kind that is tried again, in processes that have gone, is off no longer
+    metrics.gpu_probes({"sync": 23, "launch": 100_003}, 0, {})
+    assert counted("tailspan_gpu_probe_off") == [0] * 6
+    assert counted("tailspan_gpu_calls_total") == [23, 0, 0, 0, 0, 100_003]

@@ -1,14 +1,19 @@
 from __future__ import annotations
 
+import inspect
 import re
+from functools import partialmethod
 
 import pytest
+from opentelemetry.semconv._incubating.attributes import hw_attributes
+from opentelemetry.semconv._incubating.metrics import hw_metrics
 
 from tailspan.attribute.causes import Cause
 from tailspan.export import semconv
 
 #: Names that OpenTelemetry defines and that mean the same here; all others carry our prefix.
-OTEL_NAMES = {"service.name", "process.pid", "host.name", "error.type"}
+OTEL_NAMES = {"service.name", "process.pid", "host.name", "error.type", "hw.id"}
+UNIT_SUFFIXES = {"s": "_seconds", "By": "_bytes", "Hz": "_hertz", "W": "_watts", "J": "_joules", "Cel": "_celsius"}
 
 
 def test_every_attribute_has_our_prefix_or_is_opentelemetrys_own() -> None:
@@ -44,13 +49,43 @@ def test_everything_has_a_meaning_in_words() -> None:
 
 @pytest.mark.parametrize("metric", semconv.METRICS, ids=lambda metric: metric.name)
 def test_metric_follows_the_naming_conventions(metric: semconv.Metric) -> None:
-    unit_suffix = {"s": "_seconds", "By": "_bytes"}.get(metric.unit, "")
     stem = metric.name.removesuffix("_total")
 
-    assert re.fullmatch(r"tailspan_[a-z_]+", metric.name)
+    assert re.fullmatch(r"(tailspan|hw)_[a-z_]+", metric.name)
     assert metric.name.endswith("_total") == (metric.kind == "counter")
-    assert stem.endswith(unit_suffix)
+    assert stem.endswith(UNIT_SUFFIXES.get(metric.unit, ""))
     assert not set(metric.labels) & {"pid", "tid", "tgid", "trace_id", "span_id", "request_id", "comm", "le"}
+
+
+class PrometheusMeter:
+    """What instruments of OpenTelemetry are called in Prometheus: name -> kind, unit."""
+
+    def __init__(self) -> None:
+        self.made: dict[str, tuple[str, str]] = {}
+
+    def _make(self, kind: str, share: str, *, name: str, unit: str, **_: object) -> None:
+        suffix = share if unit == "1" else UNIT_SUFFIXES.get(unit, "")
+        total = "_total" if kind == "counter" else ""
+        self.made[name.replace(".", "_") + suffix + total] = kind, unit
+
+    create_counter = partialmethod(_make, "counter", "")
+    create_up_down_counter = partialmethod(_make, "gauge", "")
+    create_observable_gauge = partialmethod(_make, "gauge", "_ratio")
+
+
+def test_hardware_metrics_are_opentelemetrys_as_prometheus_has_them() -> None:
+    meter = PrometheusMeter()
+    for name, create in inspect.getmembers(hw_metrics, inspect.isfunction):
+        if name.startswith("create_hw_"):
+            create(*[meter, None][: len(inspect.signature(create).parameters)])
+    attributes = {value for name, value in vars(hw_attributes).items() if name.startswith("HW_")}
+    known = {name.replace(".", "_") for name in (*attributes, "error.type", "network.io.direction")}
+
+    ours = [metric for metric in semconv.METRICS if not metric.name.startswith("tailspan_")]
+    assert len(ours) == 10
+    for metric in ours:
+        assert meter.made[metric.name] == (metric.kind, metric.unit)
+        assert set(metric.labels) <= known
 
 
 def test_duration_buckets_are_1_2_5_from_100_microseconds_to_10_seconds() -> None:

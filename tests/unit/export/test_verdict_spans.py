@@ -150,12 +150,25 @@ def test_ids_of_two_requests_differ() -> None:
     assert child_span_id(1, 2, 0) != child_span_id(1, 3, 0) != child_span_id(2, 3, 0)
 
 
+def test_the_gpu_and_what_ran_the_request_are_on_its_spans_where_they_are_known() -> None:
+    ran = {"device": "GPU-00000000-0000-4000-8000-000000000000", "provider": "CUDAExecutionProvider"}
+    own, verdict, *steps = _spans(sample_verdict(request=sample_request(sampled=False, **ran)))
+
+    for span in (own, verdict):
+        assert span.attributes is not None
+        assert span.attributes["hw.id"] == ran["device"]
+        assert span.attributes["tailspan.gpu.provider"] == ran["provider"]
+    assert not {"hw.id", "tailspan.gpu.provider"} & {name for step in steps for name in step.attributes or {}}
+    assert not {"hw.id", "tailspan.gpu.provider"} & set(_summary(sample_verdict()))
+
+
 def test_every_attribute_that_leaves_is_defined_for_that_kind_of_span() -> None:
     defined = {
         kind: {attribute.name for attribute in semconv.ATTRIBUTES if kind in attribute.on}
         for kind in ("resource", "request", "verdict", "step")
     }
-    own, verdict, *steps = _spans(sample_verdict(request=sample_request(sampled=False, status="timeout")))
+    request = sample_request(sampled=False, status="timeout", device="GPU-23", provider="CUDAExecutionProvider")
+    own, verdict, *steps = _spans(sample_verdict(request=request))
 
     assert set(own.attributes or {}) <= defined["request"]
     assert set(verdict.attributes or {}) <= defined["verdict"]

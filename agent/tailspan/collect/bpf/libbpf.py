@@ -5,6 +5,8 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+import platform
+import struct
 from ctypes import POINTER, byref, c_bool, c_char_p, c_int, c_size_t, c_uint32, c_uint64, c_void_p
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,11 @@ from tailspan.collect.bpf.btf import Btf
 from tailspan.errors import CannotError, ProbeError
 
 MAP_TYPE_RINGBUF = 27
+# include/uapi/linux/bpf.h
+_LINK_CREATE = 28
+_TRACE_UPROBE_MULTI = 48
+_F_UPROBE_MULTI_RETURN = 1
+_BPF_SYSCALL = {"x86_64": 321, "aarch64": 280}
 
 _PRINT = ctypes.CFUNCTYPE(c_int, c_int, c_char_p, c_void_p)
 _SIGNATURES: dict[str, tuple[Any, ...]] = {  # name: (result, arguments...)
@@ -28,6 +35,8 @@ _SIGNATURES: dict[str, tuple[Any, ...]] = {  # name: (result, arguments...)
     "bpf_program__set_autoload": (c_int, c_void_p, c_bool),
     "bpf_program__fd": (c_int, c_void_p),
     "bpf_program__attach": (c_void_p, c_void_p),
+    "bpf_program__attach_uprobe_opts": (c_void_p, c_void_p, c_int, c_char_p, c_size_t, c_void_p),
+    "bpf_program__set_expected_attach_type": (c_int, c_void_p, c_int),
     "bpf_link__fd": (c_int, c_void_p),
     "bpf_link__destroy": (c_int, c_void_p),
     "bpf_iter_create": (c_int, c_int),
@@ -57,7 +66,8 @@ class _Library:
             function = getattr(self.dll, name)
             function.restype, function.argtypes = result, arguments
         self.messages: list[str] = []
-        self._libc = ctypes.CDLL(None)
+        self._libc = ctypes.CDLL(None, use_errno=True)
+        self.syscall = self._libc.syscall
         self._libc.vsnprintf.argtypes = (c_char_p, c_size_t, c_char_p, c_void_p)
         self._print = _PRINT(self._keep)  # held here: libbpf keeps the bare pointer
         self.dll.libbpf_set_print(self._print)
@@ -159,6 +169,32 @@ class Link:
             os.close(fd)
 
 
+class Uprobes:
+    """One program on some functions of one file, in one process; taken off by :meth:`close`."""
+
+    def __init__(self, fds: list[int], links: list[int], count: int) -> None:
+        self._fds, self._links, self.count = fds, links, count
+
+    def close(self) -> None:
+        for fd in self._fds:
+            os.close(fd)
+        for link in self._links:
+            library().dll.bpf_link__destroy(link)
+        self._fds, self._links = [], []
+
+
+class _UprobeOptions(ctypes.Structure):
+    """struct bpf_uprobe_opts of libbpf.h"""
+
+    _fields_ = (
+        ("sz", c_size_t),
+        ("ref_ctr_offset", c_size_t),
+        ("bpf_cookie", c_uint64),
+        ("retprobe", c_bool),
+        ("func_name", c_char_p),
+    )
+
+
 class BpfObject:
     """An object file: opened, then adjusted, then loaded once."""
 
@@ -215,6 +251,48 @@ class BpfObject:
         if not pointer:
             raise ProbeError(f"cannot attach {name}: {os.strerror(ctypes.get_errno())}")
         return Link(pointer)
+
+    def use_uprobe_multi(self, name: str) -> None:
+        """Before loading: the program is to be attached with :meth:`attach_uprobes`, ``multi``."""
+        self._dll.bpf_program__set_expected_attach_type(self._program(name), _TRACE_UPROBE_MULTI)
+
+    def attach_uprobes(
+        self, name: str, pid: int, path: Path, sites: list[tuple[int, int]], returns: bool, multi: bool
+    ) -> Uprobes:
+        """On each (offset in the file, cookie), in one process. ``returns``: when the function returns.
+
+        ``multi``: one link for all of them (since 6.6), which CAP_BPF and CAP_PERFMON suffice for; else a perf
+        event each, which wants CAP_SYS_ADMIN.
+        """
+        if multi:
+            return Uprobes([self._uprobe_multi(name, pid, path, sites, returns)], [], len(sites))
+        uprobes = Uprobes([], [], len(sites))
+        for offset, cookie in sites:
+            options = _UprobeOptions(ctypes.sizeof(_UprobeOptions), 0, cookie, returns, None)
+            link = self._dll.bpf_program__attach_uprobe_opts(
+                self._program(name), pid, str(path).encode(), offset, byref(options)
+            )
+            if not link:
+                uprobes.close()
+                raise ProbeError(f"uprobe: {os.strerror(ctypes.get_errno())}")
+            uprobes._links.append(link)
+        return uprobes
+
+    def _uprobe_multi(self, name: str, pid: int, path: Path, sites: list[tuple[int, int]], returns: bool) -> int:
+        """BPF_LINK_CREATE of bpf(2), which libbpf has a function for since 1.3."""
+        where = ctypes.create_string_buffer(str(path).encode())
+        offsets = (c_uint64 * len(sites))(*(offset for offset, _ in sites))
+        cookies = (c_uint64 * len(sites))(*(cookie for _, cookie in sites))
+        attribute = struct.pack(
+            "<4I4Q4I",
+            *(self.program_fd(name), 0, _TRACE_UPROBE_MULTI, 0),
+            *(ctypes.addressof(where), ctypes.addressof(offsets), 0, ctypes.addressof(cookies)),
+            *(len(sites), _F_UPROBE_MULTI_RETURN if returns else 0, pid, 0),
+        )
+        fd = int(library().syscall(_BPF_SYSCALL[platform.machine()], _LINK_CREATE, attribute, len(attribute)))
+        if fd < 0:
+            raise ProbeError(f"uprobes: {os.strerror(ctypes.get_errno())}")
+        return fd
 
     def _map(self, name: str) -> int:
         pointer = self._dll.bpf_object__find_map_by_name(self._pointer, name.encode())

@@ -15,6 +15,7 @@ class Probe:
     required: bool  #: without it the agent has nothing to say
     cost: str
     without: str  #: what becomes unknowable
+    in_libraries: bool = False  #: its programs go into processes one by one; attached means ready for that
 
 
 def _tracepoints(**programs: str) -> dict[str, str]:
@@ -137,6 +138,17 @@ PROBES: tuple[Probe, ...] = (
         required=False,
         cost="two comparisons per signal",
         without="who sent a stop signal; out-of-memory kills",
+    ),
+    Probe(
+        name="gpu",
+        answers="CUDA calls: waiting for the device, copying, allocating, loading code; launches counted",
+        programs=dict.fromkeys(("on_gpu_call", "on_gpu_return", "on_gpu_launch"), "trace_uprobe"),
+        optional=frozenset(),
+        default=True,
+        required=False,
+        cost="nothing without CUDA; a followed process pays some microseconds a call, and one or less a launch",
+        without="waits for the GPU in which a thread spins; memory calls and code loads are CPU time",
+        in_libraries=True,
     ),
     Probe(
         name="syscalls",

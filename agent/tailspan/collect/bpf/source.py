@@ -139,7 +139,7 @@ class BpfSource:
             return
         links: dict[str, libbpf.Link] = {}
         try:
-            for program in self._programs(status.probe):
+            for program in () if status.probe.in_libraries else self._programs(status.probe):
                 links[program] = self._loaded.object.attach(program)
         except ProbeError as error:
             for link in links.values():
@@ -199,6 +199,28 @@ class BpfSource:
             self._losses(now) if thorough else np.empty(0, LOSS),
         )
 
+    def attach_functions(
+        self, program: str, tgid: int, path: Path, sites: list[tuple[int, int]]
+    ) -> libbpf.Uprobes:
+        """A program of a probe ``in_libraries`` on (offset, cookie) of a file, in one process."""
+        returns = program.endswith("_return")
+        return self._loaded.object.attach_uprobes(program, tgid, path, sites, returns, self._uprobe_multi)
+
+    def count_gpu_calls(self, tgid: int, kind: int) -> None:
+        """From now on; a count that there is goes on."""
+        key = struct.pack("<II", tgid, kind)
+        counts = self._loaded.object.map("gpu_call_counts")
+        if counts.lookup(key, 8 * self._cpus) is None:
+            counts.update(key, bytes(8 * self._cpus))
+
+    def gpu_calls_counted(self, tgid: int, kind: int) -> int:
+        counts = self._loaded.object.map("gpu_call_counts")
+        raw = counts.lookup(struct.pack("<II", tgid, kind), 8 * self._cpus)
+        return int(np.frombuffer(raw, np.uint64).sum()) if raw else 0
+
+    def forget_gpu_calls(self, tgid: int, kind: int) -> None:
+        self._loaded.object.map("gpu_call_counts").delete(struct.pack("<II", tgid, kind))
+
     def syscall_histograms(self) -> list[tuple[int, int, Table]]:
         """(tgid, syscall number, SYSCALL_HIST row summed over CPUs) for every pair seen."""
         hists = self._loaded.object.map("syscall_hists")
@@ -255,6 +277,7 @@ class BpfSource:
             else:
                 status.loaded = True
         self._kernel = kernel
+        self._uprobe_multi = "bpf_uprobe_multi_link" in kernel
 
     def _programs(self, probe: Probe) -> list[str]:
         return [program for program, needs in probe.programs.items() if needs in self._kernel]
@@ -278,6 +301,8 @@ class BpfSource:
             for program in status.probe.programs:
                 if program not in wanted:
                     candidate.skip_program(program)
+                elif status.probe.in_libraries and self._uprobe_multi:
+                    candidate.use_uprobe_multi(program)
         for name in ("cpus", *_RINGS):
             candidate.set_max_entries(name, self._cpus)
         candidate.set_knob("short_wait_ns", self.options.short_wait_ns)
