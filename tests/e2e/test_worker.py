@@ -18,6 +18,8 @@ from typing import Any
 import pytest
 
 from tailspan.wire.spans import Activation, ActivationKind, Hello, Request, SpanKind
+from tests.fakes import build
+from tests.fakes.device import FakeGpu
 from tests.unit.client.listener import Listener, Peer
 
 BUDGET_S = 30.0
@@ -262,3 +264,80 @@ def test_all_threads_run_on_the_cpus_asked_for(start: Callable[..., tuple[Worker
     assert len(tids) >= 4
     assert all(os.sched_getaffinity(tid) == {cpu} for tid in tids)
     connection.close()
+
+
+def request_of(peer: Peer) -> Request:
+    """The next one; batches are passed over."""
+    while not isinstance(message := peer.receive(), Request):
+        assert isinstance(message, Activation)
+    return message
+
+
+def test_a_request_on_the_cpu_names_its_provider(start: Callable[..., tuple[Worker, Peer]]) -> None:
+    worker, peer = start("--model-width", "8", "--device", "cpu")
+    worker.ask({"seed": 7})
+    request = request_of(peer)
+    assert (request.device, request.provider) == ("", "CPUExecutionProvider")
+
+
+def test_after_a_signal_requests_tell_their_operators(
+    start: Callable[..., tuple[Worker, Peer]],
+) -> None:
+    worker, peer = start("--model-width", "64", "--profile-all", "--profile-seconds", "30")
+    for number in range(5):
+        worker.ask({"seed": number})
+        assert {span.name for span in request_of(peer).spans} == {"preprocess", "queue", "run", "postprocess"}
+    worker.process.send_signal(signal.SIGUSR2)
+    found: list[Request] = []
+
+    def has_operators() -> bool:
+        worker.ask({"seed": 7})
+        found.append(request_of(peer))
+        return "profile" in {span.name for span in found[-1].spans}
+
+    wait_until(has_operators)
+    spans = {span.name: span for span in found[-1].spans}
+    run = spans["run"]
+    operators = [span for span in found[-1].spans if span.name.startswith("Conv ")]
+    assert len(operators) == 8
+    assert all(run.start_mono_ns <= o.start_mono_ns < o.end_mono_ns <= run.end_mono_ns for o in operators)
+    assert {o.tid for o in operators} == {run.tid}
+    # AND what the request waited for them is told too
+    assert spans["profile"].start_mono_ns >= run.end_mono_ns
+
+
+def test_a_batch_runs_on_the_gpu_and_one_that_fails_there_is_an_error(
+    start: Callable[..., tuple[Worker, Peer]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gpu = FakeGpu(tmp_path / "gpu", kernel_ns=1_000_000)
+    monkeypatch.setenv("FAKE_GPU", str(gpu.path))
+    monkeypatch.setenv("LD_LIBRARY_PATH", str(build.library("cuda.c", "libcuda.so.1")))
+    worker, peer = start("--model-width", "8", "--device", "cpu", "--gpu-calls", "23", "--gpu-allocate", "4096")
+    assert worker.ask({"seed": 7})[0].status == 200
+    request = request_of(peer)
+    assert gpu.devices[0].launches == 23
+    assert request.device == "GPU-00000000-0000-4000-8000-000000000000"
+    run = next(span for span in request.spans if span.name == "run")
+    assert run.end_mono_ns - run.start_mono_ns >= 23_000_000
+    # WHEN a call fails
+    gpu.devices[0].set(sync_result=700)
+    response, content = worker.ask({"seed": 7})
+    assert (response.status, request_of(peer).status) == (500, "error")
+    assert content["error"] == "the model failed: cuMemcpyHtoD_v2 returned CUresult 700"  # it waits too
+    # THEN the next one is served
+    gpu.devices[0].set(sync_result=0)
+    assert worker.ask({"seed": 7})[0].status == 200
+
+
+def test_a_gpu_that_is_asked_for_and_not_there_is_a_clear_error(tmp_path: Path) -> None:
+    for arguments in (["--gpu-calls", "1", "--device", "cpu"], ["--device", "cuda"]):
+        ended = subprocess.run(
+            [sys.executable, "-m", "tailspan.worker", "--port", "0", "--device-id", "63", *arguments],
+            env=os.environ | {"TAILSPAN_SOCKET": str(tmp_path / "absent.sock")},
+            capture_output=True,
+            text=True,
+            timeout=BUDGET_S,
+        )
+        assert ended.returncode == 3
+        assert "no CUDA device 63" in ended.stderr
+        assert ended.stderr.count("\n") == 1

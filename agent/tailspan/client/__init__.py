@@ -12,11 +12,14 @@
             ...
         request.queued(enqueue_mono_ns, start_mono_ns, tid=executor_tid)
         request.batch(batch_id, size=5, capacity=8)
+        request.device(gpu_uuid, "CUDAExecutionProvider")
 
     with client.batch(batch_id, 5, 8, "resnet50"):      # on the executor thread
         session.run(...)
 
     client.watch_asyncio()                              # in a worker with an event loop
+
+:mod:`tailspan.client.ort` adds the operators of slow runs of ONNX Runtime, for as long as it is told to.
 
 Times are ``time.monotonic_ns()``, thread ids ``threading.get_native_id()``. The worker is never harmed: no
 call here blocks or raises, whatever the agent does and whatever value it is given. What cannot be sent is

@@ -80,6 +80,18 @@ class ActiveRequest:
         except Exception:
             self._connection.drop()
 
+    def device(self, uuid: str, provider: str = "") -> None:
+        """The GPU that it ran on, by its UUID as NVML has it (``GPU-…``, ``MIG-…``), and what ran it there.
+
+        ``provider``: in the runtime's words, e.g. ``CUDAExecutionProvider``. Either may be empty.
+        """
+        try:
+            facts = text(uuid), text(provider)
+            if self._message is not None:
+                self._message.device, self._message.provider = facts
+        except Exception:
+            self._connection.drop()
+
     def traceparent(self) -> str:
         """The header for calls downstream: it makes them children of this request. Empty before it began."""
         return "" if self._context is None else self._context.traceparent()

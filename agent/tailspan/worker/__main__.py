@@ -1,4 +1,4 @@
-"""``python -m tailspan.worker``: serve until SIGTERM or SIGINT."""
+"""``python -m tailspan.worker``: serve until SIGTERM or SIGINT. SIGUSR2: profile slow runs for a while."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ import tempfile
 import threading
 from pathlib import Path
 
-import numpy as np
-
 import tailspan.client
+from tailspan.client.ort import Profiler
 from tailspan.errors import TailspanError, UsageError
 from tailspan.worker import model
 from tailspan.worker.arguments import cpu_list, positive_float, positive_int
 from tailspan.worker.batching import Batcher
+from tailspan.worker.cuda import Device
+from tailspan.worker.runner import Runner
 from tailspan.worker.server import Server
 
 #: How long requests that were taken may need to be answered after SIGTERM.
@@ -44,7 +45,22 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--model-width", type=positive_int, default=64, metavar="N", help="channels; time grows with the square")
     add("--model-dir", type=Path, metavar="DIR", help="keep the model here, to start faster (default: rebuild it)")
     add("--cpus", type=cpu_list, metavar="LIST", help="run on these only, e.g. 1 or 0,2-3")
-    return parser.parse_args(arguments)
+    add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: CUDA if it can be had (default)")
+    add("--device-id", type=int, default=0, metavar="N", help="which of the CUDA devices it may use (default 0)")
+    add("--gpu-calls", type=positive_int, metavar="N", help="also launch N kernels a batch by the CUDA driver")
+    add("--gpu-allocate", type=positive_int, metavar="BYTES", help="... and allocate and free so much GPU memory")
+    add(
+        "--profile-seconds",
+        type=positive_float,
+        default=5.0,
+        metavar="S",
+        help="SIGUSR2 has ONNX Runtime profile slow runs for so long (default 5)",
+    )
+    add("--profile-all", action="store_true", help="... and take all runs for slow")
+    args = parser.parse_args(arguments)
+    if args.gpu_allocate and not args.gpu_calls:
+        parser.error("--gpu-allocate goes with --gpu-calls")
+    return args
 
 
 def main() -> int:
@@ -52,6 +68,7 @@ def main() -> int:
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
+    signal.signal(signal.SIGUSR2, signal.SIG_IGN)  # until there is something to profile: it ends a process else
     try:
         return serve(args, stop)
     except TailspanError as error:
@@ -65,22 +82,46 @@ def pin(cpus: set[int]) -> None:
         os.sched_setaffinity(int(task.name), cpus)
 
 
+def make_runner(loaded: model.Model, args: argparse.Namespace) -> Runner:
+    """Around the model: profiled after a SIGUSR2, and with work for the GPU before it.
+
+    A signal, for those alone may send it who could stop the worker too; whoever may ask for an inference may not
+    slow down everybody's.
+    """
+
+    def make(prefix: str) -> model.Model:
+        profiled = loaded.profiled(prefix)
+        profiled.warm(args.max_batch)
+        return profiled
+
+    profiler = Profiler(loaded, make, slow_only=not args.profile_all)
+    signal.signal(signal.SIGUSR2, lambda *_: profiler.open(args.profile_seconds))
+    device = Device(args.device_id) if args.gpu_calls else None
+    return Runner(loaded, profiler, device, launches=args.gpu_calls or 0, allocate_bytes=args.gpu_allocate or 0)
+
+
 def serve(args: argparse.Namespace, stop: threading.Event) -> int:
     if args.cpus:
         pin(args.cpus)
     threads = args.intra_op_threads or len(os.sched_getaffinity(0))
     with tempfile.TemporaryDirectory() as folder:
-        loaded = model.load(args.model_dir or Path(folder), args.model_width, threads)
-    for size in (1, args.max_batch):
-        loaded.run(np.zeros((size, model.FEATURES), np.float32))  # the first run of a size is slow
+        return serve_from(args.model_dir or Path(folder), threads, args, stop)
+
+
+def serve_from(folder: Path, threads: int, args: argparse.Namespace, stop: threading.Event) -> int:
+    """``folder``: of the model's file, which is read again when it is to be profiled."""
+    loaded = model.load(folder, args.model_width, threads, args.device, args.device_id)
+    loaded.warm(args.max_batch)
+    runner = make_runner(loaded, args)
     client = tailspan.client.connect(service="tailspan-worker", service_version=model.VERSION)
     batcher = Batcher(
-        loaded.run,
+        runner.run,
         client,
         model.NAME,
         max_batch=args.max_batch,
         max_wait_s=args.max_wait_ms / 1000,
         queue=args.queue,
+        about=runner.about,
     )
     try:
         server = Server(("127.0.0.1", args.port), batcher, client)
@@ -89,7 +130,8 @@ def serve(args: argparse.Namespace, stop: threading.Event) -> int:
     accepting = threading.Thread(target=server.serve_forever, args=(STOP_POLL_S,), name="accept")
     accepting.start()
     print(f"listening on 127.0.0.1:{server.server_port}", flush=True)
-    print(f"{model.NAME} width {args.model_width} on {loaded.provider}, {threads} threads", file=sys.stderr)
+    why = f" ({loaded.why_not_cuda})" if loaded.why_not_cuda else ""
+    print(f"{model.NAME} width {args.model_width} on {loaded.provider}{why}, {threads} threads", file=sys.stderr)
     stop.wait()
     answered = server.stop(GRACE_S)
     batcher.stop()

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from tailspan.client import Client
+from tailspan.client.ort import Profile
 from tailspan.worker.comm import name_this_thread
 from tailspan.worker.model import Floats
 
@@ -28,6 +29,15 @@ class StoppingError(Exception):
 
 
 @dataclass(slots=True)
+class Facts:
+    """What else is known of a run: on which GPU, by what, and its profile if one was taken."""
+
+    device: str = ""
+    provider: str = ""
+    profile: Profile | None = None
+
+
+@dataclass(slots=True)
 class Execution:
     """One batch that ran. ``start_mono_ns``: when it stopped waiting for more jobs."""
 
@@ -37,6 +47,7 @@ class Execution:
     tid: int
     start_mono_ns: int
     end_mono_ns: int = 0
+    facts: Facts = field(default_factory=Facts)
 
 
 @dataclass(slots=True, eq=False)
@@ -52,7 +63,10 @@ class Job:
 
 
 class Batcher:
-    """``run``: (n, FEATURES) -> (n, CLASSES). Every batch is told to ``client`` under ``name``."""
+    """``run``: (n, FEATURES) -> (n, CLASSES). Every batch is told to ``client`` under ``name``.
+
+    ``about``: asked after each run, on its thread.
+    """
 
     def __init__(
         self,
@@ -63,8 +77,10 @@ class Batcher:
         max_batch: int,
         max_wait_s: float,
         queue: int,
+        about: Callable[[], Facts] = Facts,
     ) -> None:
         self._run = run
+        self._about = about
         self._client = client
         self._name = name
         self._max_batch = max_batch
@@ -126,6 +142,7 @@ class Batcher:
         except Exception as failure:  # the model's, of any type: the batch fails, the worker goes on
             error = failure
         execution.end_mono_ns = time.monotonic_ns()
+        execution.facts = self._about()
         for index, job in enumerate(jobs):
             job.execution = execution
             job.error = error

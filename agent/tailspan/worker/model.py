@@ -5,8 +5,10 @@ Convolutions rather than large matrices: the time is spent computing, so a batch
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,35 +16,94 @@ import numpy as np
 import numpy.typing as npt
 
 from tailspan.errors import CannotError
+from tailspan.worker import cuda
 
 NAME = "convnet"
 VERSION = "1"
 FEATURES = 64  #: length of one input vector
 CLASSES = 10  #: length of one output vector
 
+#: ONNX Runtime's names of its providers.
+CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
+
 _SIDE = 40
 _LAYERS = 8
 _OPSET = 17
 _IR_VERSION = 8
-_SEVERITY_ERROR = 3
-_NVIDIA_DEVICE = Path("/dev/nvidiactl")
+_SEVERITY_ERROR, _SEVERITY_FATAL = 3, 4
 
 Floats = npt.NDArray[np.float32]
 
 
 @dataclass(slots=True)
+class _Bound:
+    """A batch size's own buffers, where the model runs, bound to its input and output once and for all."""
+
+    binding: Any
+    input: Any
+    output: Any
+
+
+@dataclass(slots=True)
 class Model:
+    """For one thread at a time: runs of one size share their buffers."""
+
+    path: Path
+    threads: int
     session: Any
     provider: str  #: of ONNX Runtime's names, e.g. ``CPUExecutionProvider``
+    device_id: int = 0  #: CUDA's ordinal
+    device: str = ""  #: uuid of the GPU; none on the CPU
+    why_not_cuda: str = ""  #: where it was to use CUDA if it could
+    _bound: dict[int, _Bound] = field(default_factory=dict)
 
     def run(self, batch: Floats) -> Floats:
         """(n, FEATURES) -> (n, CLASSES), on the calling thread and the session's own pool."""
-        output: Floats = self.session.run(None, {"input": batch})[0]
-        return output
+        bound = self._bound.get(len(batch)) or self._bind(len(batch))
+        bound.input.update_inplace(batch)
+        self.session.run_with_iobinding(bound.binding)
+        return np.array(bound.output.numpy())  # a copy: on the CPU that is the buffer itself
+
+    def warm(self, max_batch: int) -> None:
+        """The first run of a session and of a size is slow."""
+        for size in (1, max_batch):
+            self.run(np.zeros((size, FEATURES), np.float32))
+
+    def profiled(self, prefix: str) -> Model:
+        """The same again, in a session that profiles its runs. Raises CannotError."""
+        session = _session(self.path, self.threads, self.provider, self.device_id, prefix)
+        if session.get_providers()[0] != self.provider:
+            raise CannotError(f"ONNX Runtime cannot load its {self.provider} again")
+        return Model(self.path, self.threads, session, self.provider, self.device_id, self.device)
+
+    def end_profiling(self) -> str:
+        path: str = self.session.end_profiling()
+        return path
+
+    def get_profiling_start_time_ns(self) -> int:
+        start_unix_ns: int = self.session.get_profiling_start_time_ns()
+        return start_unix_ns
+
+    def _bind(self, size: int) -> _Bound:
+        from onnxruntime import OrtValue
+
+        where = ("cuda" if self.device else "cpu", self.device_id)
+        bound = _Bound(
+            self.session.io_binding(),
+            OrtValue.ortvalue_from_shape_and_type((size, FEATURES), np.float32, *where),
+            OrtValue.ortvalue_from_shape_and_type((size, CLASSES), np.float32, *where),
+        )
+        bound.binding.bind_ortvalue_input("input", bound.input)
+        bound.binding.bind_ortvalue_output("output", bound.output)
+        self._bound[size] = bound
+        return bound
 
 
-def load(folder: Path, width: int, threads: int) -> Model:
-    """A session over the model of ``width`` channels (time grows with the square), built if not in ``folder``."""
+def load(folder: Path, width: int, threads: int, device: str = "cpu", device_id: int = 0) -> Model:
+    """A session over the model of ``width`` channels (time grows with the square), built if not in ``folder``.
+
+    ``device``: ``cpu``; ``cuda``, or CannotError; ``auto``: CUDA if it can be had, else the CPU.
+    """
     try:
         import onnxruntime as ort
     except ImportError:
@@ -52,6 +113,44 @@ def load(folder: Path, width: int, threads: int) -> Model:
         build(path, width)
     ort.set_default_logger_severity(_SEVERITY_ERROR)
     ort.disable_telemetry_events()
+    why_not_cuda = ""
+    if device != "cpu":
+        try:
+            return _on_cuda(path, threads, device_id)
+        except CannotError as error:
+            if device == "cuda":
+                raise
+            why_not_cuda = str(error)
+    return Model(path, threads, _session(path, threads, CPU), CPU, why_not_cuda=why_not_cuda)
+
+
+def _on_cuda(path: Path, threads: int, device_id: int) -> Model:
+    import onnxruntime as ort
+
+    uuid = cuda.device_uuid(device_id)
+    if not uuid:
+        raise CannotError(f"there is no CUDA device {device_id}")
+    if CUDA not in ort.get_available_providers():
+        raise CannotError(f"this ONNX Runtime is built without {CUDA}")
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):  # ours is read by who started the worker
+            if hasattr(ort, "preload_dlls"):  # since 1.21: CUDA's libraries may be Python packages
+                ort.preload_dlls()
+            ort.set_default_logger_severity(_SEVERITY_FATAL)  # it says at length what is one line here
+            session = _session(path, threads, CUDA, device_id)
+    except Exception as error:  # of ONNX Runtime's own types, by what went wrong
+        raise CannotError(f"ONNX Runtime cannot use {CUDA}: {str(error).splitlines()[0]}") from None
+    finally:
+        ort.set_default_logger_severity(_SEVERITY_ERROR)
+    if session.get_providers()[0] != CUDA:
+        raise CannotError(f"ONNX Runtime cannot load its {CUDA}: are its CUDA and cuDNN libraries here?")
+    return Model(path, threads, session, CUDA, device_id, uuid)
+
+
+def _session(path: Path, threads: int, provider: str, device_id: int = 0, profile: str = "") -> Any:
+    """``profile``: the first part of its profile's path, if it is to have one."""
+    import onnxruntime as ort
+
     options = ort.SessionOptions()
     options.log_severity_level = _SEVERITY_ERROR
     options.intra_op_num_threads = threads
@@ -59,14 +158,12 @@ def load(folder: Path, width: int, threads: int) -> Model:
     # A spinning pool burns CPU instead of sleeping, so the kernel cannot tell whom a thread waits for, and on few
     # cores it takes them from the very thread that it waits for.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    session = ort.InferenceSession(str(path), options, providers=_providers(ort))
-    return Model(session, session.get_providers()[0])
-
-
-def _providers(ort: Any) -> list[str]:
-    # onnxruntime-gpu offers CUDA on every machine, and says so at length where there is none.
-    wanted = ["CUDAExecutionProvider"] if _NVIDIA_DEVICE.exists() else []
-    return [name for name in (*wanted, "CPUExecutionProvider") if name in ort.get_available_providers()]
+    if profile:
+        options.enable_profiling = True
+        options.profile_file_prefix = profile
+    # onnxruntime-gpu offers CUDA on every machine.
+    on_gpu: list[Any] = [(CUDA, {"device_id": device_id})] if provider == CUDA else []
+    return ort.InferenceSession(str(path), options, providers=[*on_gpu, CPU])
 
 
 def build(path: Path, width: int) -> None:

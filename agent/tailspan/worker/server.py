@@ -152,6 +152,12 @@ class Handler(BaseHTTPRequestHandler):
         request.queued(job.enqueue_mono_ns, done.start_mono_ns, tid=done.tid)
         request.add_span("run", done.tid, done.start_mono_ns, done.end_mono_ns)
         request.batch(done.batch_id, done.size, done.capacity)
+        request.device(done.facts.device, done.facts.provider)
+        if done.facts.profile is not None:
+            with request.span("profile"):
+                operators = done.facts.profile.operators()
+            for operator in operators:
+                request.add_span(*operator)
         return job
 
     def _read_body(self) -> bytes:

@@ -95,6 +95,32 @@ def test_a_batch_is_told_by_its_requests_and_by_its_thread(client_and_peer: tupl
     assert (message.batch_id, message.batch_size, message.batch_capacity) == (5512, 5, 8)
 
 
+def test_the_device_and_what_ran_there_are_told(client_and_peer: tuple[Client, Peer]) -> None:
+    client, peer = client_and_peer
+    with client.request("r") as request:
+        request.device("GPU-00000000-0000-4000-8000-000000000000", "CUDAExecutionProvider")
+    with client.request("r") as request:
+        request.device("MIG-00000000-0000-4000-8000-000000000001")
+    with client.request("r"):
+        pass
+    assert [(m.device, m.provider) for m in (peer.expect(Request) for _ in range(3))] == [
+        ("GPU-00000000-0000-4000-8000-000000000000", "CUDAExecutionProvider"),
+        ("MIG-00000000-0000-4000-8000-000000000001", ""),
+        ("", ""),
+    ]
+    assert client.dropped == 0
+
+
+def test_a_device_that_cannot_be_read_leaves_the_one_before(client_and_peer: tuple[Client, Peer]) -> None:
+    client, peer = client_and_peer
+    with client.request("r") as request:
+        request.device("GPU-a", "p")
+        request.device("GPU-b", Unprintable())  # type: ignore[arg-type]
+    message = peer.expect(Request)
+    assert (message.device, message.provider) == ("GPU-a", "p")
+    assert peer.expect(Drops).count == 1
+
+
 @pytest.mark.parametrize(
     ("peer", "port"),
     [
@@ -161,6 +187,7 @@ WRONG: list[Any] = [
     lambda client, request: request.queued(1, 1 << 63),
     lambda client, request: request.batch("a", "b", "c"),
     lambda client, request: request.batch(1, 1 << 32, 1),
+    lambda client, request: request.device(Unprintable()),
     lambda client, request: (
         request.span(Unprintable()).__enter__() or request.span(Unprintable()).__exit__(None, None, None)
     ),
@@ -195,6 +222,7 @@ def test_any_name_makes_a_message_that_the_agent_accepts(client_and_peer: tuple[
     client, peer = client_and_peer
     with client.request(name, traceparent=name, request_id=name, model=name, model_version=name) as request:
         request.status = name
+        request.device(name, name)
         with request.span(name):
             pass
     assert isinstance(peer.receive(), Request)

@@ -64,6 +64,7 @@ MESSAGES: list[Message] = [
     Hello(42, "resnet", runtime_locks=[[0xA5B740, 0xA84260], [0, 2**63 - 1]]),
     A_PAUSE,
     Drops(23),
+    a_request(device="GPU-00000000-0000-4000-8000-000000000000", provider="CUDAExecutionProvider"),
 ]
 
 
@@ -117,6 +118,11 @@ def test_a_request_of_64_spans_takes_under_4_kib() -> None:
         (Hello(1, "s"), {"pid": "1"}, "field"),
         (a_request(), {"pp": 65536}, "field"),
         (a_request(), {"pp": None}, "field"),
+        (a_request(), {"d": None}, "field"),
+        (a_request(), {"d": ["GPU-a"]}, "field"),
+        (a_request(), {"d": ["GPU-a", "p", ""]}, "field"),
+        (a_request(), {"d": [b"GPU-a", "p"]}, "field"),
+        (a_request(), {"d": ["GPU-a", 7]}, "field"),
         (Hello(1, "s"), {"runtime_locks": None}, "field"),
         (Hello(1, "s"), {"runtime_locks": {}}, "field"),
         (Hello(1, "s"), {"runtime_locks": [[1]]}, "field"),
@@ -137,7 +143,8 @@ def test_a_wrong_field_is_named(message: Message, change: dict[str, Any], reason
 
 
 @pytest.mark.parametrize(
-    ("message", "key"), [(a_request(), "pp"), (Hello(1, "s", "3", {"host.name": "a"}), "runtime_locks")]
+    ("message", "key"),
+    [(a_request(), "pp"), (a_request(), "d"), (Hello(1, "s", "3", {"host.name": "a"}), "runtime_locks")],
 )
 def test_what_an_older_client_does_not_say_has_its_default(message: Message, key: str) -> None:
     body = body_of(message)
@@ -155,7 +162,7 @@ def test_bytes_that_are_no_map_are_malformed() -> None:
     assert reason_of(encode(Drops(1)) + b"\x00") == "malformed"
 
 
-@pytest.mark.parametrize("key", ["v", "k", "n", "t", "tr", "x", "b", "pp"])
+@pytest.mark.parametrize("key", ["v", "k", "n", "t", "tr", "x", "b", "pp", "d"])
 def test_a_deeply_nested_value_raises_only_message_error(key: str) -> None:
     # GIVEN a value nested as deep as msgpack allows, deeper than Python's repr can follow
     body = msgpack.packb({k: v for k, v in body_of(a_request()).items() if k != key})
@@ -168,9 +175,9 @@ def test_a_deeply_nested_value_raises_only_message_error(key: str) -> None:
 
 
 def test_long_text_is_cut() -> None:
-    decoded = decode(encode(a_request(name="x" * 1000)))
+    decoded = decode(encode(a_request(name="x" * 1000, device="y" * 1000, provider="z" * 1000)))
     assert isinstance(decoded, Request)
-    assert decoded.name == "x" * MAX_TEXT
+    assert (decoded.name, decoded.device, decoded.provider) == ("x" * MAX_TEXT, "y" * MAX_TEXT, "z" * MAX_TEXT)
 
 
 @given(st.binary(max_size=200))
