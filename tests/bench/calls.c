@@ -8,7 +8,8 @@
  * this means and sleep on it in between: a message of 101 bytes on a loopback connection for tcp, a byte otherwise.
  * read: 4 KiB of FILE, past the page cache. cached: 1 MiB of FILE through it. map: mmap, touch, munmap of a page.
  * connect: a loopback connection made, accepted and reset. getppid: one system call. winch, cont: one signal to its
- * own process. These are done by COUNT single threads.
+ * own process. gpu_call, gpu_launch, gpu_stepped: a call of the function of that name. These are done by COUNT single
+ * threads.
  *
  * Prints "ready"; then, for each line with a number of milliseconds on stdin, works for so long and prints how often
  * it was done (round trips for pairs) and the nanoseconds it took. Between two lines all threads sleep. Ends at the
@@ -258,6 +259,49 @@ static void signal_cont(struct worker *w)
 	kill(getpid(), SIGCONT);
 }
 
+/*
+ * In place of CUDA's functions, for uprobes. Those begin with a push, as functions do that keep registers of their
+ * caller: the kernel does that instruction itself. gpu_stepped begins with one that it lets the CPU single-step.
+ */
+#define FUNCTION __attribute__((noinline)) int
+
+static volatile int sink;
+
+FUNCTION gpu_inner(int x)
+{
+	return sink += x;
+}
+
+FUNCTION gpu_call(int x)
+{
+	return gpu_inner(x) + gpu_inner(x + 1) + x;
+}
+
+FUNCTION gpu_launch(int x)
+{
+	return gpu_inner(x) + gpu_inner(x + 2) + x;
+}
+
+FUNCTION gpu_stepped(int x)
+{
+	return sink = 3 * x + 7;
+}
+
+static void call_gpu(struct worker *w)
+{
+	gpu_call(w->cpu);
+}
+
+static void launch_gpu(struct worker *w)
+{
+	gpu_launch(w->cpu);
+}
+
+static void launch_stepped(struct worker *w)
+{
+	gpu_stepped(w->cpu);
+}
+
 static const struct kind kinds[] = {
 	{"futex", .hand = hand_word, .await = await_word},
 	{"pipe", .open = open_pipes, .hand = hand_byte, .await = await_byte},
@@ -271,6 +315,9 @@ static const struct kind kinds[] = {
 	{"getppid", .once = call_once},
 	{"winch", .once = signal_winch},
 	{"cont", .once = signal_cont},
+	{"gpu_call", .once = call_gpu},
+	{"gpu_launch", .once = launch_gpu},
+	{"gpu_stepped", .once = launch_stepped},
 };
 
 static void pin(int cpu)

@@ -25,6 +25,8 @@ from pathlib import Path
 
 from tailspan.collect.bpf.probes import BY_NAME
 from tailspan.collect.bpf.source import BpfSource, Options
+from tailspan.collect.elf import function_offsets, open_file
+from tailspan.wire.events import GpuCallKind
 from tests.bench.page import interval, number, span, table
 from tests.bench.spread import Figures, ratio, spread, turns
 from tests.bench.storm import Storm, build, storm
@@ -46,6 +48,7 @@ ROOMY = Options(
     connection_ring_bytes=4 << 20,
     block_ring_bytes=1 << 20,
     incident_ring_bytes=16 << 20,
+    gpu_call_ring_bytes=8 << 20,
 )
 #: No wait is long enough for a record of its own.
 FOLDED = replace(ROOMY, short_wait_ns=1 << 40)
@@ -66,6 +69,7 @@ class Arm:
     followed: bool = True
     disabled: frozenset[str] = frozenset()
     syscalls: bool = False
+    probed: bool = False  #: the programs that go into libraries are in the workload's function
 
 
 EXCHANGE = Workload(
@@ -111,7 +115,15 @@ OTHER_SIGNAL = Workload(
 CALL = Workload(
     "a system call", kind="getppid", threads=1, probes=("syscalls",), programs=("on_sys_enter", "on_sys_exit")
 )
-EVENTS = (EXCHANGE, CONNECTION, READ, LOCK, RECLAIM, CONTINUE, OTHER_SIGNAL, CALL)
+GPU_CALL = Workload(
+    "a CUDA call", kind="gpu_call", threads=1, probes=("gpu",), programs=("on_gpu_call", "on_gpu_return")
+)
+GPU_LAUNCH = Workload("a CUDA launch", kind="gpu_launch", threads=1, probes=("gpu",), programs=("on_gpu_launch",))
+GPU_STEPPED = Workload(
+    "a CUDA launch, single-stepped", kind="gpu_stepped", threads=1, probes=("gpu",), programs=("on_gpu_launch",)
+)
+GPU = (GPU_CALL, GPU_LAUNCH, GPU_STEPPED)
+EVENTS = (EXCHANGE, CONNECTION, READ, LOCK, RECLAIM, CONTINUE, OTHER_SIGNAL, CALL, *GPU)
 
 SLEEPS = (
     Workload("nothing that is looked up (`sigwaitinfo`)", kind="signal"),
@@ -127,6 +139,7 @@ KINDS = {"not followed": False, "followed": True}
 ABSENT = "absent"
 CORE, ALL = "core, followed", "all, followed"
 UNFOLLOWED_CALLS = "all and syscalls, not followed"
+PROBED = "all, followed, in its function"
 ARMS: dict[str, Arm | None] = {
     ABSENT: None,
     "absent again": None,
@@ -141,10 +154,17 @@ SYSCALL_ARMS: dict[str, Arm | None] = {
     UNFOLLOWED_CALLS: Arm(followed=False, syscalls=True),
     "all and syscalls, followed": Arm(syscalls=True),
 }
+GPU_ARMS: dict[str, Arm | None] = {
+    ABSENT: None,
+    "absent again": None,
+    ALL: Arm(),
+    PROBED: Arm(probed=True),
+}
 RATES = (
     (EXCHANGE, ARMS),
     (READ, ARMS),
     (CALL, SYSCALL_ARMS),
+    *((workload, GPU_ARMS) for workload in GPU),
 )
 
 
@@ -183,7 +203,7 @@ class _Bench:
             one.run(self._seconds)  # caches and clocks warm up
             for names in turns(tuple(arms), rounds):
                 for name in names:
-                    rate, missed = self._rate(arms[name], one)
+                    rate, missed = self._rate(workload, arms[name], one)
                     per_s[name].append(rate)
                     lost[name] += missed
         return {
@@ -193,7 +213,7 @@ class _Bench:
             "lost": sum(lost.values()),
         }
 
-    def _rate(self, arm: Arm | None, one: Storm) -> tuple[float, int]:
+    def _rate(self, workload: Workload, arm: Arm | None, one: Storm) -> tuple[float, int]:
         """(times a second, records lost)"""
         if arm is None:
             return one.run(self._seconds).per_s, 0
@@ -202,13 +222,28 @@ class _Bench:
                 source.attach("syscalls")
             if arm.followed:
                 source.follow([one.pid])
+            uprobes = self._uprobes(source, workload, one.pid) if arm.probed else contextlib.nullcontext()
             lost = 0
 
             def drain() -> None:
                 nonlocal lost
                 lost += int(source.drain().losses["count"].sum())
 
-            return one.run(self._seconds, drain).per_s, lost
+            with uprobes:
+                return one.run(self._seconds, drain).per_s, lost
+
+    @contextlib.contextmanager
+    def _uprobes(self, source: BpfSource, workload: Workload, pid: int) -> Iterator[None]:
+        """The workload's programs that go into libraries, in the function that it is named after."""
+        file = open_file(self._binary)
+        offset = function_offsets(file, [workload.kind])[workload.kind]
+        os.close(file)
+        kind = GpuCallKind.LAUNCH if "on_gpu_launch" in workload.programs else GpuCallKind.SYNC
+        source.count_gpu_calls(pid, kind)
+        with contextlib.ExitStack() as stack:
+            for program in reversed(workload.programs):
+                stack.callback(source.attach_functions(program, pid, self._binary, [(offset, int(kind))]).close)
+            yield
 
     def programs(self, workloads: tuple[Workload, ...], followed: bool, options: Options) -> Figures:
         """Workload -> program -> what :func:`tests.bench.switch.programs` says of it."""
@@ -221,7 +256,9 @@ class _Bench:
                     before = source.run_times()
                     if followed:
                         source.follow([one.pid])
-                    done = one.run(self._seconds, lambda: source.drain(thorough=False)).count
+                    there = workload in GPU and source.status["gpu"].attached
+                    with self._uprobes(source, workload, one.pid) if there else contextlib.nullcontext():
+                        done = one.run(self._seconds, lambda: source.drain(thorough=False)).count
                     after, counter = source.run_times(), workload.counted_by
                     if counter:
                         done = after[counter][1] - before[counter][1]
@@ -319,7 +356,14 @@ it accept queue, unread bytes, the network and an upstream cannot be told apart.
 {number(block)} ns for each request, followed or not and with the measuring, of the
 {number(_event_ns(figures, READ))} ns that a request takes here. `stalls` runs only where a thread waits for a
 contended lock or reclaims memory, `incidents` only for signals. None is sampled: a sample would miss the one slow
-request that is asked about."""
+request that is asked about.
+
+`gpu` is on, and goes into the CUDA libraries of followed processes alone: nobody else pays. What it costs is the
+breakpoint: {_ns_more(figures, GPU_CALL, PROBED)} ns more for a call, which has two and writes a record, and
+{_ns_more(figures, GPU_LAUNCH, PROBED)} ns for a launch. Where a function begins with an instruction that the
+kernel cannot do itself, a launch is {_ns_more(figures, GPU_STEPPED, PROBED)} ns dearer. The functions here do
+nothing; a launch takes some microseconds. A kind of call that comes more than `gpu.calls_per_s` times a second in
+a process is not probed there."""
 
 
 def _empty_ns(figures: Figures) -> float:

@@ -48,7 +48,7 @@ def test_what_a_probe_looks_at_is_done_and_its_programs_run(source: BpfSource) -
     assert all(set(rate["ratio"]) == set(rate["per_s"]) - {probes.ABSENT} for rate in figures["rates"].values())
     rendered = page.wrapped(probes.render(json.loads(json.dumps(figures))))
     assert rendered.startswith("## The probes\n\n")
-    assert all(f"`{name}` | " in rendered for name in ("block", "tcp", "incidents", "syscalls"))
+    assert all(f"`{name}` | " in rendered for name in ("block", "tcp", "incidents", "syscalls", "gpu"))
 
 
 def test_core_is_the_agent_without_the_refining_probes(tmp_path: Path) -> None:

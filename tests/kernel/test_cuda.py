@@ -3,14 +3,17 @@
 import os
 import subprocess
 import textwrap
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from tailspan.collect.bpf import cuda
 from tailspan.collect.bpf.cuda import CudaProbes
+from tailspan.collect.bpf.libbpf import BpfObject
 from tailspan.collect.bpf.source import BpfSource
 from tailspan.wire.events import GpuCallKind
 from tests.conftest import eventually
@@ -87,7 +90,7 @@ def test_23_of_each_call_are_23_records(
         *lines, tid = caller.finish()
     recorder.drain()
 
-    calls = recorder.table("gpu_calls")
+    calls = np.sort(recorder.table("gpu_calls"), order="enter_mono_ns")  # a ring a CPU
     kinds = [GpuCallKind.SYNC, GpuCallKind.ALLOC, GpuCallKind.FREE, GpuCallKind.COPY, GpuCallKind.LOAD]
     assert calls["kind"].tolist() == kinds * 23
     assert set(calls["tid"].tolist()) == {int(tid)}
@@ -247,12 +250,154 @@ def test_nothing_is_left_when_a_process_has_ended(source: BpfSource, probes: Cud
         _ready(source, probes, caller)
         assert open_files() > before
         caller.finish()
+    # THEN who drains the rings has not waited for the kernel to take the probes off
+    began = time.monotonic()
     probes.poll([])
-
-    assert open_files() == before
+    assert time.monotonic() - began < 0.25
+    eventually(lambda: open_files() == before, "all links are closed")
     status = probes.status()
     assert (status.processes, status.attached) == (0, 0)
     assert status.hits["launch"] == 7  # what came after the last look is counted too
+
+
+def test_a_library_that_comes_late_is_found(
+    source: BpfSource, recorder: Recorder, probes: CudaProbes, gpu: FakeGpu, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cuda, "SOON_S", 0.05)
+    body = """
+        from tailspan.worker.cuda import Device
+        device = Device()
+        print("device", flush=True)
+        sys.stdin.readline()
+        for _ in range(7): device.synchronize()
+    """
+    with program(body) as caller:
+        source.follow([caller.pid])
+        probes.poll([caller.pid])
+        assert probes.status().processes == 0
+        _ready(source, probes, caller)
+        caller.finish()
+    recorder.drain()
+
+    assert recorder.table("gpu_calls")["kind"].tolist() == [GpuCallKind.SYNC] * 7
+
+
+def test_calls_of_any_thread_are_seen_with_a_perf_event_each_too(
+    open_source: Callable[..., BpfSource], gpu: FakeGpu, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a kernel whose links of many uprobes are none, or are of one thread only."""
+    monkeypatch.setattr(BpfObject, "uprobe_multi_takes_processes", lambda *_: False)
+    source = open_source()
+    recorder, probes = Recorder(source), CudaProbes(source)
+    body = """
+        def work():
+            device.launch(3); device.synchronize(); device.free(device.allocate(4096))
+            print(threading.get_native_id())
+        for _ in range(7):
+            thread = threading.Thread(target=work); thread.start(); thread.join()
+    """
+    before = open_files()
+    with caller_that(body) as caller:
+        _ready(source, probes, caller)
+        tids = [int(line) for line in caller.finish()]
+    recorder.drain()
+    probes.close()
+
+    calls = np.sort(recorder.table("gpu_calls"), order="enter_mono_ns")
+    assert calls["tid"].tolist() == [tid for tid in tids for _ in range(3)]
+    assert calls["kind"].tolist() == [GpuCallKind.SYNC, GpuCallKind.ALLOC, GpuCallKind.FREE] * 7
+    assert calls["bytes"].tolist() == [0, 4096, 0] * 7
+    assert calls["launches"].tolist() == [3, 0, 0] * 7
+    assert probes.status().hits["launch"] == 3 * 7
+    assert open_files() == before
+
+
+def test_a_process_that_became_another_program_is_probed_as_that(
+    source: BpfSource, recorder: Recorder, probes: CudaProbes, gpu: FakeGpu
+) -> None:
+    body = """
+        device.synchronize()
+        os.execv(sys.executable, [sys.executable, "-c", sys.argv[1]])
+    """
+    with program(
+        CALLER + textwrap.dedent(body),
+        f"import sys{CALLER}for _ in range(7): device.launch(1)\ndevice.synchronize()",
+    ) as caller:
+        _ready(source, probes, caller)
+        assert caller.line() == "device"
+        probes.poll([caller.pid])
+        caller.go()
+        caller.finish()
+    recorder.drain()
+
+    calls = np.sort(recorder.table("gpu_calls"), order="enter_mono_ns")
+    assert calls[["kind", "launches"]].tolist()[0] == (GpuCallKind.SYNC, 0)
+    assert calls[["kind", "launches"]].tolist()[-1] == (GpuCallKind.SYNC, 7)
+
+
+LIBRARY = """
+__attribute__((noinline)) int padding(int x) { return PADDING; }
+__attribute__((noinline)) int cuInit(unsigned flags) { return flags; }
+__attribute__((noinline)) int cuCtxSetCurrent(void *context) { return !context; }
+__attribute__((noinline)) int cuCtxSynchronize(void) { return padding(7) == 0; }
+extern __attribute__((alias("cuCtxSynchronize"))) int cuCtxSynchronize_v2(void);
+"""
+
+
+def test_a_function_of_two_names_is_counted_once_and_a_file_that_was_written_anew_is_read_anew(
+    source: BpfSource, recorder: Recorder, probes: CudaProbes, tmp_path: Path
+) -> None:
+    """The same inode with its functions elsewhere: a breakpoint in the midst of an instruction would be fatal."""
+    code, library = tmp_path / "cuda.c", tmp_path / "libcuda.so.1"
+    code.write_text(LIBRARY)
+    body = f"""
+        import ctypes
+        cuda = ctypes.CDLL("{library}")
+        print("device", flush=True)
+        sys.stdin.readline()
+        for _ in range(23): cuda.cuCtxSynchronize()
+    """
+    inodes = set()
+    for times, padding in enumerate(("x", "x * x + (x << 3) ^ (x * 11) ^ (x / 7) ^ (x % 13)"), start=1):
+        built = tmp_path / "built"
+        command = ["clang", "-O1", "-shared", "-fPIC", f"-DPADDING={padding}", str(code), "-o", str(built)]
+        subprocess.run(command, check=True)
+        library.write_bytes(built.read_bytes())
+        inodes.add(library.stat().st_ino)
+        with program(body) as caller:
+            _ready(source, probes, caller)
+            assert probes.status().attached == 1
+            caller.finish()
+        probes.poll([])
+        recorder.drain()
+        assert len(recorder.table("gpu_calls")) == 23 * times
+        assert probes.status().hits["sync"] == 23 * times
+    assert len(inodes) == 1
+
+
+def test_what_only_has_the_name_of_a_library_is_counted_as_an_error(
+    source: BpfSource, probes: CudaProbes, tmp_path: Path
+) -> None:
+    library = tmp_path / "libcuda.so.1"
+    library.write_bytes(b"\x7fELF\x02\x01" + b"\xff" * 8192)
+    body = f"""
+        import mmap
+        with open("{library}", "rb") as file:
+            held = mmap.mmap(file.fileno(), 0, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ | mmap.PROT_EXEC)
+        print("mapped", flush=True)
+        sys.stdin.readline()
+    """
+    with program(body) as caller:
+        caller.go()
+        assert caller.line() == "mapped"
+        for _ in range(3):
+            probes.poll([caller.pid])
+        caller.go()
+        caller.finish()
+
+    (error,) = probes.status().errors.items()
+    assert error == ("not readable as ELF: headers of an unknown size", 1)
+    assert probes.status().processes == 0
 
 
 RUNTIME = """

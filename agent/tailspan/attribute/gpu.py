@@ -140,10 +140,13 @@ def _split_by_fault(calls: Table, events: Table) -> Table:
     if not len(events):
         return calls
     order = np.lexsort((events["mono_ns"], events["gpu"]))
-    events = events[order]
-    lasts = np.where(events["kind"] == GpuEventKind.LOST, LOST_NS, ERROR_NS)
-    gpu = events["gpu"].astype(np.int64)
-    cover = disjoint(gpu, events["mono_ns"], events["mono_ns"] + lasts)
+    gpu, kind = events["gpu"][order].astype(np.int64), events["kind"][order]
+    start = events["mono_ns"][order]
+    end = start + np.where(kind == GpuEventKind.LOST, LOST_NS, ERROR_NS)
+    for back in np.flatnonzero(kind == GpuEventKind.BACK).tolist():
+        ended = (gpu == gpu[back]) & (start <= start[back])
+        end[ended] = np.minimum(end[ended], start[back])
+    cover = disjoint(gpu, start, end)
     nowhere = int(gpu.max()) + 1
     of = np.where(calls["gpu"] >= 0, calls["gpu"], nowhere)
     tiles = tile(of.astype(np.int64), calls["start"], calls["end"], gpu, *cover)

@@ -149,8 +149,8 @@ def _reason(sample: Table) -> str:
 
 def _event(event: Table) -> str:
     code = int(event["code"])
-    if event["kind"] == GpuEventKind.LOST:
-        return "lost by the driver"
+    if event["kind"] in (GpuEventKind.LOST, GpuEventKind.BACK):
+        return "lost by the driver" if event["kind"] == GpuEventKind.LOST else "found again by the driver"
     if event["kind"] == GpuEventKind.ECC:
         return f"{code} uncorrected memory error{'s' if code > 1 else ''}"
     meaning = _XIDS.get(code)

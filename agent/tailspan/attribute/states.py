@@ -40,7 +40,7 @@ _ROW = np.dtype(
         ("socket", "<i8"),  # row of Evidence.sockets that says what the connection waited for; -1: none
         ("call", "<i8"),  # row of Evidence.gpu_calls that it was in; -1: none
         ("told", "<i8"),  # row of the GPU table that told its cause, see attribute.gpu; -1: none
-        ("gpu", "<i4"),  # row of Meta.gpus; -1: not known
+        ("gpu", "<i8"),  # row of Meta.gpus; -1: not known
         ("length_ns", "<i8"),  # of an on-cpu state before it was cut to the window
         ("irq_ns", "<i8"),  # spread evenly over that length, as are the next ones
         ("net_ns", "<i8"),  # of irq_ns

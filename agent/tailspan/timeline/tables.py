@@ -155,6 +155,7 @@ class GpuEventKind(IntEnum):
     XID = 0  #: the driver reported an error; docs.nvidia.com/deploy/xid-errors says what its number means
     ECC = 1  #: ``code`` memory errors that could not be corrected
     LOST = 2  #: the driver can reach it no more (NVML_ERROR_GPU_IS_LOST)
+    BACK = 3  #: ... and can again
 
 
 #: What NVML did not say, in every column of GPU_SAMPLE and GPU_PROCESS.

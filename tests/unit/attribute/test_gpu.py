@@ -280,6 +280,19 @@ class TestCoTenants:
         assert _ms(_verdict(timeline)) == {Cause.ON_CPU: 20, Cause.GPU: 80}
 
 
+def test_requests_that_are_seconds_apart_are_judged_together() -> None:
+    timeline = Timeline()
+    for start in (0, 9_000):
+        timeline.request(start, start + 100, tid=1)
+        timeline.gpu_call(GpuCallKind.SYNC, start + 10, start + 90, tid=1, launch_at=start + 9)
+        timeline.gpu_sample(start, start + 100, gpu=0, **SLOW, reasons=POWER)
+        timeline.gpu_process(start, start + 100, 812, "train", gpu=0, sm=50)
+    timeline.runs(1)
+
+    expected = {Cause.ON_CPU: 20, Cause.GPU: 10, Cause.GPU_SHARED: 40, Cause.GPU_CLOCKS: 30}
+    assert [_ms(verdict) for verdict in judge(timeline.evidence())] == [expected, expected]
+
+
 class TestMemory:
     def test_hardly_any_left(self) -> None:
         timeline = _request(GpuCallKind.ALLOC)
@@ -328,6 +341,13 @@ class TestFaults:
         timeline.gpu_event(-5000, GpuEventKind.LOST)
 
         assert _ms(_verdict(timeline)) == {Cause.ON_CPU: 20, Cause.GPU_FAULT: 80}
+
+    def test_one_that_is_back_explains_nothing_any_more(self) -> None:
+        timeline = _request()
+        timeline.gpu_event(-5000, GpuEventKind.LOST)
+        timeline.gpu_event(30, GpuEventKind.BACK)
+
+        assert _ms(_verdict(timeline)) == {Cause.ON_CPU: 20, Cause.GPU_FAULT: 20, Cause.GPU: 60}
 
     def test_an_old_xid_explains_nothing(self) -> None:
         timeline = _request()

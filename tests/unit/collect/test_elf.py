@@ -1,15 +1,18 @@
 """Functions of ELF files by name: those that the linker made, and whatever else may be mapped by a process."""
 
 import ctypes
+import os
+import struct
 import subprocess
 import sys
+from collections.abc import Collection
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tailspan.collect.elf import function_offsets
+from tailspan.collect.elf import function_offsets, open_file
 from tailspan.errors import CannotError
 from tests.fakes import build
 
@@ -21,8 +24,16 @@ def library() -> Path:
     return build.library("cuda.c", "libcuda.so.1") / "libcuda.so.1"
 
 
+def offsets_in(path: Path, names: Collection[str]) -> dict[str, int]:
+    file = open_file(path)
+    try:
+        return function_offsets(file, names)
+    finally:
+        os.close(file)
+
+
 def test_functions_are_where_the_loader_maps_them(library: Path) -> None:
-    offsets = function_offsets(library, NAMES)
+    offsets = offsets_in(library, NAMES)
 
     # The same bytes in memory, at the address that dlsym gives, and in the file.
     loaded, raw = ctypes.CDLL(str(library)), library.read_bytes()
@@ -41,9 +52,9 @@ def test_a_static_function_is_in_the_symbol_table_until_it_is_stripped(tmp_path:
     )
     subprocess.run(["clang", "-O0", str(code), "-o", str(runner)], check=True)
 
-    assert set(function_offsets(runner, NAMES)) == {"cuStream", "main"}
+    assert set(offsets_in(runner, NAMES)) == {"cuStream", "main"}
     subprocess.run(["clang", "-O0", "-s", str(code), "-o", str(runner)], check=True)
-    assert function_offsets(runner, NAMES) == {}
+    assert offsets_in(runner, NAMES) == {}
 
 
 @pytest.mark.parametrize("content", [b"", b"\x7fELF", b"#!/bin/sh\n" * 99, b"\x7fELF\x01\x01" + bytes(99)])
@@ -51,34 +62,48 @@ def test_what_is_no_elf_file_is_said(tmp_path: Path, content: bytes) -> None:
     file = tmp_path / "file"
     file.write_bytes(content)
 
-    with pytest.raises(CannotError, match=str(file)):
-        function_offsets(file, NAMES)
+    with pytest.raises(CannotError, match="not readable as ELF"):
+        offsets_in(file, NAMES)
 
 
-def test_a_file_that_is_not_there_or_not_ours_is_said(tmp_path: Path) -> None:
-    with pytest.raises(CannotError):
-        function_offsets(tmp_path / "none", NAMES)
-    with pytest.raises(CannotError):
-        function_offsets(tmp_path, NAMES)
+@pytest.mark.parametrize("at", [32, 40], ids=["segments", "sections"])
+@pytest.mark.parametrize("offset", [2**31, 2**62, 2**63, 2**64 - 1])
+def test_headers_that_lie_outside_are_said(library: Path, tmp_path: Path, at: int, offset: int) -> None:
+    raw = bytearray(library.read_bytes())
+    struct.pack_into("<Q", raw, at, offset)
+    (tmp_path / "damaged").write_bytes(raw)
+
+    with pytest.raises(CannotError, match="not readable as ELF"):
+        offsets_in(tmp_path / "damaged", NAMES)
+
+
+def test_what_is_no_file_is_said_and_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    for path in (tmp_path / "none", tmp_path, tmp_path / "fifo", Path("/dev/null")):
+        with pytest.raises(OSError):
+            open_file(path)
 
 
 @given(st.data())
 def test_a_damaged_one_gives_offsets_inside_or_an_error(library: Path, data: st.DataObject) -> None:
     raw = bytearray(library.read_bytes())
-    headers = st.integers(0, 63) | st.integers(
-        len(raw) - 2500, len(raw) - 1
-    )  # its header, and those of its sections
+    # Its header, and those of its sections; a byte, or an address or size that no file has.
+    places = st.integers(0, 63) | st.integers(len(raw) - 2500, len(raw) - 9)
+    words = st.integers(0, 255).map(lambda byte: bytes([byte])) | st.sampled_from(
+        [struct.pack("<Q", value) for value in (0, 2**32, 2**62, 2**63 - 1, 2**63, 2**64 - 1)]
+    )
     for _ in range(data.draw(st.integers(1, 8))):
-        raw[data.draw(headers)] = data.draw(st.integers(0, 255))
+        at, word = data.draw(places), data.draw(words)
+        raw[at : at + len(word)] = word
     damaged = library.parent / "damaged"
     damaged.write_bytes(raw[: data.draw(st.just(len(raw)) | st.integers(0, len(raw)))])
 
     try:
-        offsets = function_offsets(damaged, NAMES)
+        offsets = offsets_in(damaged, NAMES)
     except CannotError:
         return
-    assert all(offset > 0 for offset in offsets.values())
+    assert all(0 < offset < damaged.stat().st_size for offset in offsets.values())
 
 
 def test_the_interpreter_itself_is_read_in_no_time() -> None:
-    assert function_offsets(Path(sys.executable).resolve(), ("main", "no such function")).keys() <= {"main"}
+    assert offsets_in(Path(sys.executable).resolve(), ("main", "no such function")).keys() <= {"main"}

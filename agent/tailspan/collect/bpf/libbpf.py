@@ -265,7 +265,10 @@ class BpfObject:
         event each, which wants CAP_SYS_ADMIN.
         """
         if multi:
-            return Uprobes([self._uprobe_multi(name, pid, path, sites, returns)], [], len(sites))
+            fd = self._uprobe_multi(name, pid, path, sites, returns)
+            if fd < 0:
+                raise ProbeError(f"uprobes: {os.strerror(-fd)}")
+            return Uprobes([fd], [], len(sites))
         uprobes = Uprobes([], [], len(sites))
         for offset, cookie in sites:
             options = _UprobeOptions(ctypes.sizeof(_UprobeOptions), 0, cookie, returns, None)
@@ -278,21 +281,26 @@ class BpfObject:
             uprobes._links.append(link)
         return uprobes
 
+    def uprobe_multi_takes_processes(self, name: str) -> bool:
+        """Whether its pid means a process. Kernels before 6.10 took it for one thread, and saw no other.
+
+        Told apart as libbpf does: only the later ones look at the pid before they look at the path.
+        """
+        return self._uprobe_multi(name, -1, Path("/"), [(0, 0)], False) == -errno.EINVAL
+
     def _uprobe_multi(self, name: str, pid: int, path: Path, sites: list[tuple[int, int]], returns: bool) -> int:
-        """BPF_LINK_CREATE of bpf(2), which libbpf has a function for since 1.3."""
+        """The link's descriptor, or -errno. BPF_LINK_CREATE of bpf(2); libbpf has a function for it since 1.3."""
         where = ctypes.create_string_buffer(str(path).encode())
         offsets = (c_uint64 * len(sites))(*(offset for offset, _ in sites))
         cookies = (c_uint64 * len(sites))(*(cookie for _, cookie in sites))
         attribute = struct.pack(
-            "<4I4Q4I",
+            "<4I4Q2Ii4x",
             *(self.program_fd(name), 0, _TRACE_UPROBE_MULTI, 0),
             *(ctypes.addressof(where), ctypes.addressof(offsets), 0, ctypes.addressof(cookies)),
-            *(len(sites), _F_UPROBE_MULTI_RETURN if returns else 0, pid, 0),
+            *(len(sites), _F_UPROBE_MULTI_RETURN if returns else 0, pid),
         )
         fd = int(library().syscall(_BPF_SYSCALL[platform.machine()], _LINK_CREATE, attribute, len(attribute)))
-        if fd < 0:
-            raise ProbeError(f"uprobes: {os.strerror(ctypes.get_errno())}")
-        return fd
+        return fd if fd >= 0 else -ctypes.get_errno()
 
     def _map(self, name: str) -> int:
         pointer = self._dll.bpf_object__find_map_by_name(self._pointer, name.encode())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
@@ -9,7 +10,7 @@ from tailspan.collect.bpf import btf
 from tailspan.errors import CannotError, ProbeError
 from tailspan.wire.events import LAYOUTS
 
-_CAP_SYS_ADMIN, _CAP_PERFMON, _CAP_BPF = 21, 38, 39
+_CAP_SYS_PTRACE, _CAP_SYS_ADMIN, _CAP_PERFMON, _CAP_BPF = 19, 21, 38, 39
 
 
 def check_layouts(object_path: Path) -> None:
@@ -23,13 +24,43 @@ def check_layouts(object_path: Path) -> None:
 
 
 def require_privilege() -> None:
-    text = Path("/proc/self/status").read_text()
-    effective = int(re.search(r"^CapEff:\s*([0-9a-f]+)", text, re.M)[1], 16)  # type: ignore[index]
-    held = {bit for bit in (_CAP_SYS_ADMIN, _CAP_PERFMON, _CAP_BPF) if effective >> bit & 1}
+    held = _capabilities()
     if _CAP_SYS_ADMIN not in held and not {_CAP_BPF, _CAP_PERFMON} <= held:
         raise CannotError(
             "loading BPF programs needs root, or CAP_BPF and CAP_PERFMON: run as root, or as the systemd service"
         )
+
+
+def sees_others() -> tuple[bool, bool]:
+    """Whether libraries are found in processes of other users, and whether in their containers too.
+
+    CAP_SYS_PTRACE gives both. CAP_PERFMON gives their maps on some kernels, where /proc does not hide them.
+    """
+    if _CAP_SYS_PTRACE in _capabilities():
+        return True, True
+    return any(
+        _readable(process / "maps") for process in Path("/proc").glob("[0-9]*") if _of_other(process)
+    ), False
+
+
+def _of_other(process: Path) -> bool:
+    try:
+        return process.stat().st_uid != os.geteuid() and process.joinpath("cmdline").read_bytes() != b""
+    except OSError:  # it has ended
+        return False
+
+
+def _readable(maps: Path) -> bool:
+    try:
+        return maps.read_bytes() != b""
+    except OSError:
+        return False
+
+
+def _capabilities() -> set[int]:
+    text = Path("/proc/self/status").read_text()
+    effective = int(re.search(r"^CapEff:\s*([0-9a-f]+)", text, re.M)[1], 16)  # type: ignore[index]
+    return {bit for bit in range(64) if effective >> bit & 1}
 
 
 def cpu_controller_is_v1(mounts: Path = Path("/proc/self/mounts")) -> bool:

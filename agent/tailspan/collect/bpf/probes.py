@@ -146,7 +146,8 @@ PROBES: tuple[Probe, ...] = (
         optional=frozenset(),
         default=True,
         required=False,
-        cost="nothing without CUDA; a followed process pays some microseconds a call, and one or less a launch",
+        cost="nothing without CUDA; a followed process pays a microsecond or two a call or launch, but tens of"
+        " them on a virtual machine that must single-step a function's first instruction",
         without="waits for the GPU in which a thread spins; memory calls and code loads are CPU time",
         in_libraries=True,
     ),

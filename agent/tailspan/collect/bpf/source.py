@@ -80,7 +80,7 @@ class ProbeStatus:
     probe: Probe
     attached: bool = False
     loaded: bool = False
-    why: str = ""  #: why it is not there; "" when it is
+    why: str = ""  #: why it is not there, or not in every process; "" when it is
     mend: str = ""
 
 
@@ -290,10 +290,18 @@ class BpfSource:
             self._prepare(candidate)
             try:
                 candidate.load()
-                return _Loaded(candidate)
+                if self._multi_is_usable(candidate):
+                    return _Loaded(candidate)
+                self._uprobe_multi = False
+                candidate.close()
             except ProbeError as error:
                 candidate.close()
                 self._blame(error)
+
+    def _multi_is_usable(self, candidate: libbpf.BpfObject) -> bool:
+        if not self._uprobe_multi or not self.status["gpu"].loaded:
+            return True  # it is not used
+        return candidate.uprobe_multi_takes_processes("on_gpu_call")
 
     def _prepare(self, candidate: libbpf.BpfObject) -> None:
         for status in self.status.values():
