@@ -24,6 +24,7 @@ from tailspan.collect.bpf.cuda import CudaProbes
 from tailspan.collect.bpf.source import BpfSource, Options
 from tailspan.collect.bpf.syscalls import SyscallTracing
 from tailspan.collect.host import Cgroups, boot_id, character_majors, host_name
+from tailspan.collect.nvml import GpuSampler
 from tailspan.collect.samples import CpuSampler, NetTotals
 from tailspan.collect.worker import WorkerServer
 from tailspan.config import Config
@@ -56,6 +57,8 @@ LOSS_NAMES = {
     LOSS_CLIENT: "client_message",
     LOSS_WINDOW: "window_row",
 }
+#: What NVML said and nobody took in time.
+_GPU_ROW = "gpu_row"
 
 
 class Agent:
@@ -74,7 +77,7 @@ class Agent:
         self._run_times_read_s = 0.0
         self._expired_s = 0.0
         self.metrics = Metrics()
-        for name in LOSS_NAMES.values():
+        for name in (*LOSS_NAMES.values(), _GPU_ROW):
             self.metrics.lost(name, 0)
         self.pipeline = Pipeline(config)
         with contextlib.ExitStack() as stack:
@@ -84,6 +87,9 @@ class Agent:
             stack.callback(self._cpus.close)
             self._net = NetTotals()
             stack.callback(self._net.close)
+            self._gpus = GpuSampler(config.gpu.sample_ms, config.gpu.budget) if config.gpu.nvml == "on" else None
+            if self._gpus:
+                stack.callback(self._gpus.close)
             self._cuda = CudaProbes(self.source, config.gpu.calls_per_s)
             stack.callback(self._cuda.close)
             self.syscalls = SyscallTracing(self.source, config.probes.syscalls, config.probes.syscalls_seconds)
@@ -131,8 +137,7 @@ class Agent:
         if due:
             self._judged_ns = time.monotonic_ns()
             self.pipeline.window.samples.append(self._cpus.take(self._judged_ns))
-            if self._config.gpu.calls == "on":
-                self._cuda.poll(self.pipeline.threads.processes())
+            self._look_at_gpus()
             if open_threads is not None:
                 self.pipeline.threads.see(open_threads)
                 self.pipeline.threads.forget_missing(open_threads)
@@ -142,6 +147,16 @@ class Agent:
             self._report()
         self.syscalls.poll()
         self._control.poll()
+
+    def _look_at_gpus(self) -> None:
+        if self._config.gpu.calls == "on":
+            self._cuda.poll(self.pipeline.threads.processes())
+        if self._gpus:
+            taken = self._gpus.take()
+            self.metrics.lost(_GPU_ROW, taken.dropped)
+            self.pipeline.window.gpu_samples.append(taken.samples)
+            self.pipeline.window.gpu_processes.append(taken.processes)
+            self.pipeline.window.gpu_events.append(taken.events)
 
     def _take(self, received: list[Received]) -> None:
         room = MAX_PENDING - len(self._pending)
@@ -240,9 +255,10 @@ class Agent:
             missing_probes={
                 name: status.why
                 for name, status in self.source.status.items()
-                if status.probe.default and not status.attached
+                if status.probe.default and (status.why or not status.attached)
             },
             resources={str(tgid): resource for tgid, resource in self.pipeline.inbox.resources.items()},
+            gpus=self._gpus.gpus() if self._gpus else [],
             gpu_majors=character_majors("nvidia"),
             runtime_locks={str(tgid): ranges for tgid, ranges in self.pipeline.inbox.runtime_locks.items()},
         )
@@ -256,6 +272,8 @@ class Agent:
         for reason, total in (self._server.dropped + self.pipeline.inbox.dropped).items():
             self.metrics.dropped_messages(reason, total - self._dropped.get(reason, 0))
             self._dropped[reason] = total
+        if self._gpus:
+            self.metrics.gpus(self._gpus.host(), time.monotonic_ns())
         if self.source.status["gpu"].attached:
             cuda = self._cuda.status()
             self.metrics.gpu_probes(cuda.hits, cuda.attached, cuda.off)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import subprocess
 import sys
@@ -63,10 +64,17 @@ class Child:
 
 
 @contextlib.contextmanager
-def python(source: str, *arguments: object, cpu: int, log: Path, prefix: tuple[str, ...] = ()) -> Iterator[int]:
+def python(
+    source: str,
+    *arguments: object,
+    cpu: int,
+    log: Path,
+    prefix: tuple[str, ...] = (),
+    environment: dict[str, str] | None = None,
+) -> Iterator[int]:
     """A Python program that prints a line when it has begun; gives its pid."""
     command = [*prefix, "taskset", "-c", str(cpu), sys.executable, "-c", source, *map(str, arguments)]
-    child = Child(command, log)
+    child = Child(command, log, {**os.environ, **(environment or {})})
     try:
         yield child.pid
     finally:

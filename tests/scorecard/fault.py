@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from tailspan.attribute.causes import Cause
 from tailspan.attribute.verdict import Culprit, CulpritKind, Verdict
 from tailspan.errors import UsageError
-from tests.scorecard.load import CONNECTIONS
+from tests.scorecard.load import CONNECTIONS, THINK_S
 from tests.scorecard.scene import Scene
 from tests.scorecard.truth import Truth
 
@@ -42,6 +42,10 @@ def thread(comm: str) -> Who:
 
 def kernel_thread(prefix: str) -> Who:
     return Who(f"kernel thread {prefix}", lambda culprit: culprit.comm.startswith(prefix))
+
+
+def labelled(label: str) -> Who:
+    return Who(label, lambda culprit: culprit.label == label)
 
 
 def peer(address: str) -> Who:
@@ -81,6 +85,7 @@ class Fault:
     inject: Callable[[Scene], AbstractContextManager[Expected]]
     truth: Truth | None = None  #: what the kernel's own counters say of it
     seconds: float = 2.5  #: of one stretch
+    think_s: tuple[float, float] = THINK_S  #: of the load between two requests of a connection, at least and most
     connections: int = CONNECTIONS  #: of the load; one, where requests would get in each other's way
     fresh: bool = False  #: every request comes on a connection of its own
     short: bool = False  #: part of the short form

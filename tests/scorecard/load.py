@@ -47,17 +47,24 @@ class Load:
         self._end = end
         self._port = port
         self._tasks = Path(f"/proc/{worker_pid}/task")
-        self._stage: tuple[str, bool, int] | None = None
+        self._stage: tuple[str, bool, int, tuple[float, float]] | None = None
         self._changed = threading.Condition()
         self._closed = False
         self._threads = [threading.Thread(target=self._run, args=(number,)) for number in range(CONNECTIONS)]
         for thread in self._threads:
             thread.start()
 
-    def ask(self, stage: str, *, fresh: bool = False, connections: int = CONNECTIONS) -> None:
+    def ask(
+        self,
+        stage: str,
+        *,
+        fresh: bool = False,
+        connections: int = CONNECTIONS,
+        think_s: tuple[float, float] = THINK_S,
+    ) -> None:
         """From now on for this stage, on so many connections. ``fresh``: on a new one each time."""
         with self._changed:
-            self._stage = stage, fresh, connections
+            self._stage = stage, fresh, connections, think_s
             self._changed.notify_all()
 
     def close(self) -> None:
@@ -82,10 +89,10 @@ class Load:
                     self._changed.wait_for(lambda: self._closed or (self._stage and number < self._stage[2]))
                     if self._closed or self._stage is None:
                         return
-                    stage, fresh, _ = self._stage
+                    stage, fresh, _, think_s = self._stage
                 asked += 1
                 self.asked.append(connection.ask(stage, f"{number}-{asked}", asked, fresh=fresh))
-                time.sleep(think.uniform(*THINK_S))
+                time.sleep(think.uniform(*think_s))
 
 
 class Connection:

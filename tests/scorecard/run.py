@@ -67,7 +67,7 @@ def run(faults: Sequence[Fault], plan: Plan) -> Card:
 
 def _one(fault: Fault, at: Scene, plan: Plan, quiet: Quiet) -> list[Stretch]:
     say(f"{fault.name}: {fault.what}")
-    at.load.ask(fault.stage, fresh=fault.fresh, connections=fault.connections)
+    at.load.ask(fault.stage, fresh=fault.fresh, connections=fault.connections, think_s=fault.think_s)
     quiet.start()
     before = sum(asked.stage == fault.stage for asked in at.load.asked)
     deadline = time.monotonic() + _LIKE_S

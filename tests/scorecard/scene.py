@@ -15,6 +15,7 @@ from tests.e2e.conftest import AgentProcess
 from tests.netns import End, link
 from tests.scorecard.cgroups import Cgroups
 from tests.scorecard.children import Child, hog, python
+from tests.scorecard.gpu import Card
 from tests.scorecard.load import Load
 
 UPSTREAM_PORT = 9000
@@ -36,6 +37,7 @@ class Scene:
     far: End  #: and the upstream in this one
     worker_cpu: int
     other_cpu: int
+    card: Card  #: the worker's GPU
 
     @property
     def upstream_address(self) -> str:
@@ -61,9 +63,11 @@ class Scene:
             self.cgroups.join_neighbours(pid)
             yield pid
 
-    def python(self, source: str, *arguments: object) -> contextlib.AbstractContextManager[int]:
+    def python(
+        self, source: str, *arguments: object, **environment: str
+    ) -> contextlib.AbstractContextManager[int]:
         """A program on the other CPU; it prints a line when it has begun. Gives its pid."""
-        return python(source, *arguments, cpu=self.other_cpu, log=self.log)
+        return python(source, *arguments, cpu=self.other_cpu, log=self.log, environment=environment)
 
 
 @contextlib.contextmanager
@@ -82,7 +86,8 @@ def scene(folder: Path) -> Iterator[Scene]:
         agent_folder = folder / "agent"
         agent_folder.mkdir()
         port = _free_port()
-        agent = AgentProcess(agent_folder, f"export.prometheus=127.0.0.1:{port}")
+        card = Card(folder)
+        agent = AgentProcess(agent_folder, f"export.prometheus=127.0.0.1:{port}", environment=card.environment)
         stack.callback(_end_agent, agent)
         module = (sys.executable, "-m")
 
@@ -99,10 +104,11 @@ def scene(folder: Path) -> Iterator[Scene]:
             *("taskset", "-c", str(own), *module, "tests.scorecard.worker", "--folder", str(folder)),
             *("--upstream", upstream_address, "--helper", helper_socket, "--other-cpu", str(other)),
             TAILSPAN_SOCKET=str(agent.socket),
+            **card.environment,
         )
         cgroups.join(worker.pid)
         load = stack.enter_context(contextlib.closing(Load(near, int(worker.said), worker.pid)))
-        yield Scene(folder, agent, port, worker, upstream, helper, load, cgroups, near, far, own, other)
+        yield Scene(folder, agent, port, worker, upstream, helper, load, cgroups, near, far, own, other, card)
 
 
 def _end_agent(agent: AgentProcess) -> None:

@@ -13,6 +13,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from tailspan.client import ActiveRequest
+from tailspan.worker.cuda import CudaError, Device
+from tests.scorecard.gpu import ALLOCATE_BYTES as GPU_BYTES
+from tests.scorecard.gpu import COPY_BYTES, LAUNCHES
 from tests.scorecard.upstream import LENGTH
 
 Stage = Callable[[ActiveRequest], None]
@@ -24,6 +27,8 @@ SMALL, LARGE = b"s" * 200, b"l" * 200_000
 #: zlib lets go of the GIL above 5 KiB: a page-in then holds up nobody else.
 TOUCH_BYTES, TOUCHES = 8 << 10, 192
 ALLOCATE_BYTES = 16 << 20
+#: About a millisecond of checksum.
+SOME_WORK = bytes(4 << 20)
 
 
 class Stages:
@@ -45,6 +50,7 @@ class Stages:
         self._mapped.madvise(mmap.MADV_RANDOM)  # one page-in, one page
         self._pages = memoryview(self._mapped)
         self.populate_pages()
+        self._gpu = Device(buffer_bytes=COPY_BYTES)
         self.by_name: dict[str, Stage] = {
             "plain": lambda request: None,
             "fresh": lambda request: None,
@@ -57,6 +63,10 @@ class Stages:
             "pages": self.touch_pages,
             "memory": self.allocate,
             "helper": self.ask_helper,
+            "gpu": self.use_gpu,
+            "gpu_steps": self.use_gpu_in_steps,
+            "gpu_memory": self.allocate_on_gpu,
+            "gpu_load": self.load_into_gpu,
         }
 
     def read_disk(self, request: ActiveRequest) -> None:
@@ -110,6 +120,30 @@ class Stages:
             ctypes.memset(ctypes.addressof(first), 1, ALLOCATE_BYTES)  # without the GIL
             del first
             memory.close()
+
+    def use_gpu(self, request: ActiveRequest) -> None:
+        """What is asked of it fails where the device has failed; the request goes on without."""
+        with request.span("gpu"):
+            try:
+                self._gpu.run(LAUNCHES, COPY_BYTES)
+            except CudaError:
+                request.status = "degraded"
+
+    def use_gpu_in_steps(self, request: ActiveRequest) -> None:
+        """A little work of the CPU's before each launch, as a model that is not a graph has."""
+        with request.span("gpu"):
+            for _ in range(LAUNCHES):
+                zlib.crc32(SOME_WORK)
+                self._gpu.launch(1)
+            self._gpu.synchronize()
+
+    def allocate_on_gpu(self, request: ActiveRequest) -> None:
+        with request.span("allocate"):
+            self._gpu.free(self._gpu.allocate(GPU_BYTES))
+
+    def load_into_gpu(self, request: ActiveRequest) -> None:
+        with request.span("load"):
+            self._gpu.load()
 
     def ask_helper(self, request: ActiveRequest) -> None:
         connection: socket.socket | None = getattr(self._own, "helper", None)

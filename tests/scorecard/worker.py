@@ -22,6 +22,7 @@ import tailspan.client
 from tailspan.worker import model
 from tailspan.worker.batching import Batcher
 from tailspan.worker.comm import name_this_thread
+from tailspan.worker.cuda import device_uuid
 from tailspan.worker.model import Floats
 from tailspan.worker.server import Handler, HttpError, Server, preprocess
 from tests.scorecard.stages import Stage, Stages
@@ -42,6 +43,7 @@ class StagedServer(Server):
     ) -> None:
         super().__init__(address, batcher, client)
         self.stages = stages
+        self.device = device_uuid()
         self.accepting_late = threading.Event()
         self.RequestHandlerClass = StagedHandler
 
@@ -71,6 +73,7 @@ class StagedHandler(Handler):
         ):
             stage = self.server.stages[self.path.removeprefix("/v1/infer/")]
             body = self._read_body()
+            request.device(self.server.device, "")
             stage(request)
             try:
                 with request.span("preprocess"):

@@ -378,8 +378,9 @@ CAUSES: dict[Cause, CauseInfo] = {
         "gpu copy",
         "copying between host and GPU",
         "gpu",
-        "In a CUDA call that copies and returns when the data is there (cuMemcpy and its like).",
-        "work that was on the device before the copy, which waits for it; pageable memory is copied twice",
+        "In a CUDA call that copies and returns when the data is there (cuMemcpy and its like), but for the time"
+        " that it waited for work launched before, which is `gpu`.",
+        "work of a process that is not followed, which the copy waits for; pageable memory is copied twice",
         "Compare the link's generation and width with its highest (`nvidia-smi -q -d PCI`; `lspci -vv`): a card"
         " that has trained down must be reseated. Otherwise copy less, from pinned memory, asynchronously.",
         accuses=True,

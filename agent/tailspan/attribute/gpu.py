@@ -9,12 +9,15 @@ their order within one wait means nothing.
 from __future__ import annotations
 
 import numpy as np
+import numpy.typing as npt
 
 from tailspan.attribute.causes import Cause
 from tailspan.attribute.intervals import Flags, Ints, disjoint, tile
 from tailspan.timeline.evidence import Evidence, Table
 from tailspan.timeline.tables import GpuEventKind, join
 from tailspan.wire.events import GpuCallKind
+
+Floats = npt.NDArray[np.float64]
 
 #: By GpuCallKind; launches return at once.
 _OF_CALL = np.array([Cause.GPU, Cause.GPU_COPY, Cause.GPU_ALLOC, Cause.GPU_ALLOC, Cause.GPU_LOAD], np.int64)
@@ -40,6 +43,9 @@ FAILED_ALLOCATION_NS, ERROR_NS, LOST_NS = 1_000_000_000, 1_000_000_000, 10_000_0
 #: A smaller part of a wait is not split off.
 _SMALLEST_NS = 20_000
 
+#: Of PCIe, one direction, by generation.
+_LANE_BYTES_PER_S = np.array([0.25, 0.25, 0.5, 0.985, 1.969, 3.938, 7.563]) * 1e9
+
 OUT_OF_MEMORY = 2  # CUDA_ERROR_OUT_OF_MEMORY and cudaErrorMemoryAllocation
 
 # nvmlClocksEventReason*, nvml.h
@@ -62,7 +68,7 @@ def split(rows: Table, evidence: Evidence) -> Table:
     calls = rows[in_call]
     devices = Devices(evidence)
     calls["gpu"] = [devices.of(*who) for who in zip(calls["tid"].tolist(), calls["tgid"].tolist(), strict=True)]
-    calls = _split_by_fault(calls, evidence.gpu_events)
+    calls = _split_by_fault(_split_copies(calls, evidence), evidence.gpu_events)
     _full(calls, evidence)
     return join((rows[~in_call], _split_by_device(calls, evidence)), rows.dtype)
 
@@ -133,6 +139,48 @@ def _split_by_call(rows: Table, calls: Table) -> Table:
     parts["cause"] = np.where(itself, _OF_CALL[np.minimum(kind, len(_OF_CALL) - 1)], cause)
     parts["call"] = np.where(itself, order[call], -1)
     return join((rows[~called], parts), rows.dtype)
+
+
+def _split_copies(calls: Table, evidence: Evidence) -> Table:
+    """A copy waits for what its process has launched before: until that is done it is a wait for the device.
+
+    Other threads' work is done when their call that waits for it returns. Of the thread's own, nothing tells: what
+    the link may have taken for so many bytes, at half of its nominal rate, is left to the copy. Copies on a stream
+    of their own, which wait for nobody, are wrongly told as waiting.
+    """
+    copies = calls["cause"] == Cause.GPU_COPY
+    if not copies.any():
+        return calls
+    rows = calls[copies]
+    own = evidence.gpu_calls[rows["call"]]
+    launched = own["launches"] > 0
+    ns_of_bytes = own["bytes"].astype(np.int64) * 1e9 / (_link_bytes_per_s(rows, evidence.gpu_samples) / 2)
+    until = np.where(launched, own["exit_mono_ns"] - ns_of_bytes.astype(np.int64), 0)
+    work = evidence.gpu_calls[(evidence.gpu_calls["launches"] > 0) & (evidence.gpu_calls["launch_mono_ns"] > 0)]
+    work = work[np.lexsort((work["launch_mono_ns"], work["tgid"]))]
+    tgid = work["tgid"].astype(np.int64)
+    cover = disjoint(tgid, work["launch_mono_ns"], work["exit_mono_ns"])
+    # Of the thread's own work the copy itself would be the end.
+    tiles = tile(np.where(launched, -1, rows["tgid"]) + 1, rows["start"], rows["end"], tgid + 1, *cover)
+    parts = rows[tiles.parent]
+    parts["start"], parts["end"] = tiles.start, tiles.end
+    parts["cause"] = np.where(tiles.cover >= 0, Cause.GPU, parts["cause"])
+    until = np.clip(until[tiles.parent], parts["start"], parts["end"])
+    waited, copied = parts.copy(), parts
+    waited["end"], waited["cause"], copied["start"] = until, Cause.GPU, until
+    waited, copied = waited[waited["end"] > waited["start"]], copied[copied["end"] > copied["start"]]
+    return join((calls[~copies], waited, copied), calls.dtype)
+
+
+def _link_bytes_per_s(rows: Table, samples: Table) -> Floats:
+    """Nominal, of each row's GPU; where it is not known, as a link of generation 3 with 16 lanes."""
+    rate = np.full(len(rows), 16 * _LANE_BYTES_PER_S[3])
+    samples = samples[(samples["pcie_gen"] > 0) & (samples["pcie_width"] > 0)]
+    if len(samples):
+        at = _at(rows["gpu"], rows["end"], *_covers(samples))
+        lane = _LANE_BYTES_PER_S[np.minimum(samples["pcie_gen"][at], len(_LANE_BYTES_PER_S) - 1)]
+        rate = np.where(at >= 0, samples["pcie_width"][at] * lane, rate)
+    return rate
 
 
 def _split_by_fault(calls: Table, events: Table) -> Table:
@@ -225,7 +273,7 @@ def _shared(waits: Table, processes: Table) -> tuple[Ints, Ints]:
     return np.where(ns >= _SMALLEST_NS, ns, 0), which
 
 
-def _slowed(waits: Table, shared: np.ndarray, evidence: Evidence) -> tuple[Ints, Ints, Ints]:
+def _slowed(waits: Table, shared: Floats, evidence: Evidence) -> tuple[Ints, Ints, Ints]:
     """(ns lost to capped clocks, to cold clocks, the sample that says so) of each wait. ``shared``: its share that
     others took.
 
@@ -288,13 +336,16 @@ def _shortly_after(ends: Ints, start: Ints) -> Flags:
 
 
 def _covers(rows: Table, chosen: Flags | None = None) -> tuple[Ints, Ints, Ints, Ints]:
-    """(row, start, end, gpu) of samples, disjoint a GPU and in order; the last of each holds a while longer."""
+    """(row, start, end, gpu) of samples, disjoint a GPU and in order; the last look's hold a while longer."""
+    latest: dict[int, int] = {}
+    for of, until in zip(rows["gpu"].tolist(), rows["end_mono_ns"].tolist(), strict=True):
+        latest[of] = max(latest.get(of, until), until)
     row = np.lexsort((rows["start_mono_ns"], rows["gpu"]))
     if chosen is not None:
         row = row[chosen[row]]
     gpu = rows["gpu"][row].astype(np.int64)
     end = rows["end_mono_ns"][row].copy()
-    end[np.append(gpu[1:] != gpu[:-1], True)[: len(end)]] += STALE_NS
+    end[end == np.array([latest[of] for of in gpu.tolist()], np.int64)] += STALE_NS
     start, end = disjoint(gpu, rows["start_mono_ns"][row], end)
     return row, start, end, gpu
 

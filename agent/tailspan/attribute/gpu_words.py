@@ -179,11 +179,10 @@ def _holder(evidence: Evidence, at: int, tgid: int, end: int) -> Culprit:
 
 
 def _processes(evidence: Evidence, at: int, end: int) -> list[Table]:
-    """The last row of each process on a GPU."""
+    """Those that were on a GPU when its processes were last looked at: their rows end together."""
     rows = evidence.gpu_processes
     rows = rows[(rows["gpu"] == at) & (rows["start_mono_ns"] < end)]
-    rows = rows[np.argsort(rows["end_mono_ns"], kind="stable")]
-    return list({int(row["tgid"]): row for row in rows}.values())
+    return list(rows[rows["end_mono_ns"] == rows["end_mono_ns"].max()]) if len(rows) else []
 
 
 def _tenants(evidence: Evidence, at: int, tgid: int, end: int) -> list[str]:

@@ -40,7 +40,7 @@ def tile(key: Ints, start: Ints, end: Ints, cover_key: Ints, cover_start: Ints, 
     span = last - origin + 2
     from_ = np.clip(cover_start, origin, last + 1)
     to = np.clip(cover_end, origin, last + 1)
-    base, cover_base = key * span - origin, cover_key * span - origin
+    base, cover_base = key.astype(np.int64) * span - origin, cover_key.astype(np.int64) * span - origin
     first = np.searchsorted(cover_base + to, base + start, side="right")
     past = np.searchsorted(cover_base + from_, base + end, side="left")
     count = np.maximum(past - first, 0)

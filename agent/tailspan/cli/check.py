@@ -16,12 +16,16 @@ from tailspan.errors import CannotError
 
 if TYPE_CHECKING:
     from tailspan.collect.bpf.source import ProbeStatus
+    from tailspan.timeline.gpus import GpuHost
     from tailspan.views.check import Fact, ProbeReport, State
 
 EXAMPLES = """
   sudo tailspan check                as the agent runs
   tailspan check --json | jq .missing
 """
+
+#: A driver without persistence mode wakes the card up first.
+_NVML_ANSWERS_S = 10.0
 
 
 def add(commands: Commands[Parser]) -> None:
@@ -37,7 +41,7 @@ def call(args: argparse.Namespace) -> int:
 
     loaded = arguments.known_probes(config.load(args.config))
     probes, error = _probes(loaded)
-    report = check.Report(tuple(probes), tuple(_environment(loaded)), error)
+    report = check.Report(tuple(probes), tuple(_environment(loaded)), error, _gpus(loaded))
     if args.json:
         output.print_json(check.as_json(report))
     else:
@@ -64,16 +68,29 @@ def _probes(loaded: Config) -> tuple[list[ProbeReport], str]:
             for probe in PROBES
         ], text
     try:
+        _look_into_others(source.status["gpu"])
         return [_report(status) for status in source.status.values()], ""
     finally:
         source.close()
+
+
+def _look_into_others(status: ProbeStatus) -> None:
+    """The probe goes into libraries of processes, which must be found in them first."""
+    from tailspan.collect.bpf.cuda import MEND, OTHERS_CLOSED
+    from tailspan.collect.bpf.preflight import sees_others
+    from tailspan.collect.host import character_majors
+
+    others, _ = sees_others()
+    if status.attached and not others and character_majors("nvidia"):
+        status.why, status.mend = OTHERS_CLOSED, MEND
 
 
 def _report(status: ProbeStatus) -> ProbeReport:
     from tailspan.views.check import ProbeReport
 
     probe = status.probe
-    state: State = "works" if status.attached else "off" if status.loaded and not probe.default else "missing"
+    works = status.attached and not status.why
+    state: State = "works" if works else "off" if status.loaded and not probe.default else "missing"
     return ProbeReport(
         name=probe.name,
         state=state,
@@ -98,7 +115,7 @@ def _environment(loaded: Config) -> list[Fact]:
         _privileges(),
         _libbpf(),
         _cpu_controller(),
-        _gpus(),
+        _containers(),
         _place("worker socket", Path(loaded.worker.socket).parent, loaded.worker.socket),
         _place("store", Path(loaded.store.path), loaded.store.path),
         _agent(Path(loaded.agent.control)),
@@ -137,12 +154,31 @@ def _cpu_controller() -> Fact:
     return Fact("cpu controller", "cgroup v1" if cpu_controller_is_v1() else "cgroup v2")
 
 
-def _gpus() -> Fact:
-    from tailspan.collect.nvml import gpus
+def _containers() -> Fact:
+    from tailspan.collect.bpf.cuda import MEND
+    from tailspan.collect.bpf.preflight import sees_others
     from tailspan.views.check import Fact
 
-    found = gpus()
-    return Fact("gpus", ", ".join(found.names) or f"none to read: {found.why_none or 'NVML counts no device'}")
+    _, inside = sees_others()
+    return Fact(
+        "containers", "CUDA libraries are found in them" if inside else f"CUDA libraries: {MEND} finds them"
+    )
+
+
+def _gpus(loaded: Config) -> GpuHost:
+    """What NVML says at a first look."""
+    from tailspan.collect.nvml import GpuSampler
+    from tailspan.timeline.gpus import GpuHost, NvmlState
+
+    if loaded.gpu.nvml == "off":
+        return GpuHost(NvmlState.OFF, "by configuration")
+    sampler = GpuSampler(loaded.gpu.sample_ms, loaded.gpu.budget)
+    try:
+        if sampler.settled(_NVML_ANSWERS_S):
+            return sampler.host()
+        return GpuHost(NvmlState.NO_DRIVER, f"it does not answer within {_NVML_ANSWERS_S:g} s")
+    finally:
+        sampler.close()
 
 
 def _place(name: str, directory: Path, shown: str) -> Fact:

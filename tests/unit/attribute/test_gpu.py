@@ -38,7 +38,8 @@ def _request(call: GpuCallKind = GpuCallKind.SYNC, **fields: object) -> Timeline
     timeline = Timeline()
     timeline.request(0, 100, tid=1)
     timeline.runs(1)
-    timeline.gpu_call(call, 10, 90, tid=1, **{"launch_at": 9, **fields})
+    launched = {"launch_at": 9} if call == GpuCallKind.SYNC else {}
+    timeline.gpu_call(call, 10, 90, tid=1, **{**launched, **fields})
     return timeline
 
 
@@ -54,6 +55,26 @@ def _request(call: GpuCallKind = GpuCallKind.SYNC, **fields: object) -> Timeline
 )
 def test_the_time_of_a_call_is_its_cause(kind: GpuCallKind, cause: Cause) -> None:
     assert _ms(_verdict(_request(kind))) == {Cause.ON_CPU: 20, cause: 80}
+
+
+class TestCopies:
+    def test_until_another_threads_work_is_done_a_copy_waits_for_the_device(self) -> None:
+        timeline = _request(GpuCallKind.COPY)
+        timeline.gpu_call(GpuCallKind.SYNC, 6, 70, tid=2, launch_at=5, launches=3)
+        timeline.gpu_sample(0, 100, **SLOW, reasons=POWER)
+
+        assert _ms(_verdict(timeline)) == {
+            Cause.ON_CPU: 20,
+            Cause.GPU: 15,
+            Cause.GPU_CLOCKS: 45,
+            Cause.GPU_COPY: 20,
+        }
+
+    def test_of_its_own_work_it_waits_for_all_but_what_the_link_takes(self) -> None:
+        timeline = _request(GpuCallKind.COPY, bytes=10_000_000, launches=3)
+        timeline.gpu_sample(0, 100, pcie_gen=1, pcie_width=4)  # 1 GB/s
+
+        assert _ms(_verdict(timeline)) == {Cause.ON_CPU: 20, Cause.GPU: 60, Cause.GPU_COPY: 20}
 
 
 def test_a_call_that_sleeps_is_the_same_as_one_that_spins() -> None:
@@ -271,6 +292,13 @@ class TestCoTenants:
             Cause.GPU_SHARED: 40,
             Cause.GPU_CLOCKS: 30,
         }
+
+    def test_one_that_has_gone_takes_nothing_any_more(self) -> None:
+        timeline = _request()
+        timeline.gpu_process(-900, 0, tgid=812, comm="train", sm=40)
+        timeline.gpu_process(0, 100, tgid=100, comm="worker", sm=50)
+
+        assert _ms(_verdict(timeline)) == {Cause.ON_CPU: 20, Cause.GPU: 80}
 
     def test_on_another_device_they_do_not_matter(self) -> None:
         timeline = _request()

@@ -1,16 +1,22 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tailspan.cli import check
 from tailspan.collect.bpf import source
 from tailspan.collect.bpf.probes import PROBES
 from tailspan.collect.bpf.source import Options, ProbeStatus
+from tailspan.collect.nvml import calls, events
 from tailspan.errors import CannotError
 from tests.unit.cli.conftest import Run
+from tests.unit.collect.nvml_driver import Driver, make_driver
+
+__all__ = ["make_driver"]
 
 
 class FakeSource:
@@ -48,6 +54,7 @@ def fake(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> type[FakeSource]:
 
     Fake.opened = []
     monkeypatch.setattr(source, "BpfSource", Fake)
+    monkeypatch.setattr(calls, "LIBRARY", "libnvidia-ml-of-nobody.so.1")
     monkeypatch.setenv("TAILSPAN_WORKER_SOCKET", str(tmp_path / "run" / "worker.sock"))
     monkeypatch.setenv("TAILSPAN_STORE_PATH", str(tmp_path / "store"))
     monkeypatch.setenv("TAILSPAN_AGENT_CONTROL", str(tmp_path / "control.sock"))
@@ -131,3 +138,57 @@ def test_absent_agent_is_told_and_is_no_problem(run: Run, fake: type[FakeSource]
     found = facts(run("check", "--json").out)
     assert found["agent"]["ok"] is None
     assert "no agent answers" in found["agent"]["value"]
+
+
+def gpus(run: Run) -> dict[str, Any]:
+    body: dict[str, Any] = json.loads(run("check", "--json").out)["gpus"]
+    return body
+
+
+def test_host_without_gpus_says_why_and_has_no_problem(run: Run, fake: type[FakeSource]) -> None:
+    done = run("check")
+    assert done.code == 0
+    assert "gpus\n  none to read: no library: libnvidia-ml-of-nobody.so.1:" in done.out
+    assert (gpus(run)["state"], gpus(run)["devices"]) == ("no library", [])
+
+
+def test_gpus_can_be_switched_off(run: Run, fake: type[FakeSource], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TAILSPAN_GPU_NVML", "off")
+    assert gpus(run)["state"] == "off"
+
+
+def test_each_gpu_has_a_block_with_what_cannot_be_read(
+    run: Run, fake: type[FakeSource], make_driver: Callable[..., Driver], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # GIVEN two GPUs, of which one has an instance, and the other refuses something
+    monkeypatch.setattr(events, "_WAIT_MS", 53)
+    make_driver(2).say(
+        "error nvmlDeviceGetProcessUtilization NOT_SUPPORTED 1",
+        "error field:83 NO_PERMISSION 1",
+        "mig 0 1 10737418240",
+    )
+    done = run("check", "--width", 120)
+    block = done.out.partition("gpus\n")[2]
+    assert "  driver 580.95.05\n" in block
+    assert "ok   0: NVIDIA H100 80GB HBM3 (GPU-00000000-0000-4000-8000-000000000000)\n" in block
+    assert "memory 0.0 of 80.0 GiB, SM 1980 of 1980 MHz, memory clock 2619 of 2619 MHz\n" in block
+    assert "    ok   0: NVIDIA H100 80GB HBM3 MIG 1g.10gb (MIG-00000000-0000-4000-8001-000000000000)\n" in block
+    second = block.partition("ok   1: NVIDIA H100")[2]
+    assert "per-process utilisation: Not Supported: co-tenants are seen, their share is not" in second
+    said = "not readable: NVML_FI_DEV_TOTAL_ENERGY_CONSUMPTION: Insufficient Permissions"
+    assert said in second
+    assert said not in block.removesuffix(second)
+    devices = gpus(run)["devices"]
+    assert [device["uuid"][:4] for device in devices] == ["GPU-", "MIG-", "GPU-"]
+    assert devices[2]["unreadable"]["nvmlDeviceGetProcessUtilization"] == "Not Supported"
+
+
+def test_driver_that_hangs_does_not_hold_up_the_report(
+    run: Run, fake: type[FakeSource], make_driver: Callable[..., Driver], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(check, "_NVML_ANSWERS_S", 0.2)
+    driver = make_driver()
+    driver.say("delay nvmlInitWithFlags 60000")
+    said = gpus(run)
+    driver.say()
+    assert (said["state"], said["why"]) == ("no driver", "it does not answer within 0.2 s")
