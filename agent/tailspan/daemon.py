@@ -201,7 +201,7 @@ class Agent:
                 self.metrics.incidents(batch.incidents)
             self.syscalls.keep(batch.syscalls)
         self.pipeline.take(tables | {"losses": batch.losses}, batch.thread_events)
-        peers = self._peers.new(batch.cycles)
+        peers = self._peers.new(batch.cycles, self.pipeline.threads.processes)
         if peers:
             self._follow(peers, only_threads=True)
         if self._peers.refused and self._config.follow.peers:

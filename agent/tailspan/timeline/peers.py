@@ -8,6 +8,7 @@ wait names it, later ones say what it did.
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Collection
 
 import numpy as np
 
@@ -19,15 +20,19 @@ MIN_WAIT_NS = 1_000_000
 
 
 class Peers:
-    """Bounded: after ``limit`` processes no other is followed."""
+    """Bounded: at most ``limit`` processes at a time."""
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
-        self._known = {os.getpid()}
+        self._own = os.getpid()
+        self._known: set[int] = set()
         self.refused = 0  #: how often the limit has kept a process out
 
-    def new(self, cycles: Table) -> list[int]:
-        """tgids to follow that these records (THREAD_CYCLE rows) call for and no earlier ones did."""
+    def new(self, cycles: Table, live: Callable[[], Collection[int]]) -> list[int]:
+        """tgids to follow that these records (THREAD_CYCLE rows) call for and no earlier ones did.
+
+        ``live``: the processes that are followed now; others that were have ended, and make room.
+        """
         cycles = cycles[(cycles["waker_tgid"] != cycles["tgid"]) & (cycles["waker_tgid"] != 0)]
         if not len(cycles):
             return []
@@ -36,8 +41,10 @@ class Peers:
         local = np.isin(cycles["object_kind"], (ObjectKind.PIPE, ObjectKind.UNIX, ObjectKind.FUTEX))
         wakers = cycles["waker_tgid"][noticeable & by_task & local]
         followed = set(np.unique(cycles["tgid"]).tolist())
-        wanted = [tgid for tgid in np.unique(wakers).tolist() if tgid not in self._known | followed]
-        found = wanted[: self._limit + 1 - len(self._known)]
+        wanted = [tgid for tgid in np.unique(wakers).tolist() if tgid not in self._known | followed | {self._own}]
+        if len(self._known) + len(wanted) > self._limit:
+            self._known.intersection_update(live())
+        found = wanted[: max(0, self._limit - len(self._known))]
         self.refused += len(wanted) - len(found)
         self._known.update(found)
         return found

@@ -15,8 +15,8 @@ def _woken_by(tgid: int, ms: float = 5, kind: ObjectKind = ObjectKind.UNIX, flag
     return timeline
 
 
-def _new(peers: Peers, timeline: Timeline) -> list[int]:
-    return peers.new(timeline.evidence().cycles)
+def _new(peers: Peers, timeline: Timeline, live: range = range(100)) -> list[int]:
+    return peers.new(timeline.evidence().cycles, lambda: live)
 
 
 def test_who_ends_a_wait_is_followed_once() -> None:
@@ -47,3 +47,11 @@ def test_there_is_a_limit() -> None:
     assert [_new(peers, _woken_by(tgid)) for tgid in (7, 8, 9)] == [[7], [8], []]
     assert peers.refused == 1
     assert _new(Peers(limit=0), _woken_by(7)) == []
+
+
+def test_those_that_have_ended_make_room() -> None:
+    peers = Peers(limit=2)
+    assert [_new(peers, _woken_by(tgid)) for tgid in (7, 8)] == [[7], [8]]
+
+    assert _new(peers, _woken_by(9), live=range(8, 10)) == [9]
+    assert _new(peers, _woken_by(10), live=range(8, 10)) == []
