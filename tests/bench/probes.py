@@ -33,7 +33,7 @@ from tests.bench.storm import Storm, build, storm
 from tests.bench.switch import bpf_stats, programs
 
 #: Without these an agent still has sched, lifecycle and irq, and says less.
-REFINING = frozenset({"block", "incidents", "stalls", "tcp"})
+REFINING = frozenset({"block", "gpu", "incidents", "stalls", "tcp"})
 
 FILE_BYTES = 32 << 20
 MEMORY_BYTES = 8 << 20  #: what a cgroup may keep of that file, of which every other MiB is read
