@@ -304,6 +304,8 @@ def test_after_a_signal_requests_tell_their_operators(
     assert {o.tid for o in operators} == {run.tid}
     # AND what the request waited for them is told too
     assert spans["profile"].start_mono_ns >= run.end_mono_ns
+    # AND the window, which is still open, does not spoil the worker's end
+    assert worker.end() == 0
 
 
 def test_a_batch_runs_on_the_gpu_and_one_that_fails_there_is_an_error(

@@ -54,6 +54,8 @@ MAX_READ_BYTES = 4 << 20
 USUAL_RUNS, LEAST_RUNS, MAX_SIZES = 64, 8, 64
 #: A request has 256 spans at most, and others than these.
 MAX_OPERATORS = 48
+#: How soon the end of the process ends a window: a thread that is inside ONNX Runtime then would abort it.
+POLL_S = 0.1
 #: How long who asks for the operators waits until they are read.
 READ_S = 1.0
 #: ONNX Runtime's clock and ours agree within this, or the clock was set meanwhile.
@@ -153,7 +155,7 @@ class Profiler(Generic[S]):
         try:
             self._until_mono_ns = time.monotonic_ns() + int(min(max(seconds, 0), MAX_WINDOW_S) * 1e9)
             if self._thread is None or not self._thread.is_alive():
-                self._thread = threading.Thread(target=self._serve_window, name="ort-profile", daemon=True)
+                self._thread = threading.Thread(target=self._serve_window, name="ort-profile")
                 self._thread.start()
         except Exception:
             self.failed += 1
@@ -221,8 +223,8 @@ class Profiler(Generic[S]):
         """Have one session run until it is spent or the window is over, and read its profile."""
         profiled = _Profiled(self._make(str(Path(folder, "run"))), self._max_runs)
         self._profiled = profiled
-        while (left_s := self._left_s()) > 0 and not profiled.spent.wait(left_s):
-            pass  # the window was prolonged
+        while self._left_s() > 0 and not profiled.spent.wait(POLL_S):
+            pass
         self._profiled = None
         with profiled.lock:  # after the run that has it
             profiled.spent.set()
@@ -238,6 +240,8 @@ class Profiler(Generic[S]):
                 profile.finish(operators)
 
     def _left_s(self) -> float:
+        if not threading.main_thread().is_alive():
+            return 0
         return (self._until_mono_ns - time.monotonic_ns()) / 1e9
 
     def _learn(self, path: str, runs: int) -> None:

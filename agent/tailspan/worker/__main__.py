@@ -24,6 +24,8 @@ from tailspan.worker.server import Server
 GRACE_S = 5.0
 #: How soon the listener sees that it is to stop.
 STOP_POLL_S = 0.1
+#: Taken by the main thread when it waits for them, and not before.
+SIGNALS = {signal.SIGTERM, signal.SIGINT, signal.SIGUSR2}
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -65,12 +67,9 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 
 def main() -> int:
     args = parse()
-    stop = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
-    signal.signal(signal.SIGUSR2, signal.SIG_IGN)  # until there is something to profile: it ends a process else
+    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # before there are threads: they inherit it
     try:
-        return serve(args, stop)
+        return serve(args)
     except TailspanError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
@@ -82,37 +81,30 @@ def pin(cpus: set[int]) -> None:
         os.sched_setaffinity(int(task.name), cpus)
 
 
-def make_runner(loaded: model.Model, args: argparse.Namespace) -> Runner:
-    """Around the model: profiled after a SIGUSR2, and with work for the GPU before it.
-
-    A signal, for those alone may send it who could stop the worker too; whoever may ask for an inference may not
-    slow down everybody's.
-    """
-
+def make_profiler(loaded: model.Model, args: argparse.Namespace) -> Profiler[model.Model]:
     def make(prefix: str) -> model.Model:
         profiled = loaded.profiled(prefix)
         profiled.warm(args.max_batch)
         return profiled
 
-    profiler = Profiler(loaded, make, slow_only=not args.profile_all)
-    signal.signal(signal.SIGUSR2, lambda *_: profiler.open(args.profile_seconds))
-    device = Device(args.device_id) if args.gpu_calls else None
-    return Runner(loaded, profiler, device, launches=args.gpu_calls or 0, allocate_bytes=args.gpu_allocate or 0)
+    return Profiler(loaded, make, slow_only=not args.profile_all)
 
 
-def serve(args: argparse.Namespace, stop: threading.Event) -> int:
+def serve(args: argparse.Namespace) -> int:
     if args.cpus:
         pin(args.cpus)
     threads = args.intra_op_threads or len(os.sched_getaffinity(0))
     with tempfile.TemporaryDirectory() as folder:
-        return serve_from(args.model_dir or Path(folder), threads, args, stop)
+        return serve_from(args.model_dir or Path(folder), threads, args)
 
 
-def serve_from(folder: Path, threads: int, args: argparse.Namespace, stop: threading.Event) -> int:
+def serve_from(folder: Path, threads: int, args: argparse.Namespace) -> int:
     """``folder``: of the model's file, which is read again when it is to be profiled."""
     loaded = model.load(folder, args.model_width, threads, args.device, args.device_id)
     loaded.warm(args.max_batch)
-    runner = make_runner(loaded, args)
+    profiler = make_profiler(loaded, args)
+    device = Device(args.device_id) if args.gpu_calls else None
+    runner = Runner(loaded, profiler, device, launches=args.gpu_calls or 0, allocate_bytes=args.gpu_allocate or 0)
     client = tailspan.client.connect(service="tailspan-worker", service_version=model.VERSION)
     batcher = Batcher(
         runner.run,
@@ -132,13 +124,23 @@ def serve_from(folder: Path, threads: int, args: argparse.Namespace, stop: threa
     print(f"listening on 127.0.0.1:{server.server_port}", flush=True)
     why = f" ({loaded.why_not_cuda})" if loaded.why_not_cuda else ""
     print(f"{model.NAME} width {args.model_width} on {loaded.provider}{why}, {threads} threads", file=sys.stderr)
-    stop.wait()
+    wait_for_the_end(profiler, args.profile_seconds)
     answered = server.stop(GRACE_S)
     batcher.stop()
     client.close()
     if not answered:
         print(f"error: requests were still in flight after {GRACE_S} s", file=sys.stderr)
     return 0 if answered else 1
+
+
+def wait_for_the_end(profiler: Profiler[model.Model], profile_s: float) -> None:
+    """Profile after each SIGUSR2, return after another of the signals.
+
+    A signal, for those alone may send it who could stop the worker too; whoever may ask for an inference may not
+    slow down everybody's.
+    """
+    while signal.sigwait(SIGNALS) == signal.SIGUSR2:
+        profiler.open(profile_s)
 
 
 if __name__ == "__main__":

@@ -21,6 +21,9 @@ from tailspan.worker.comm import name_this_thread
 
 CGROUPS = Path("/sys/fs/cgroup")
 
+#: Taken by the main thread when it waits for them, and not before.
+SIGNALS = {signal.SIGTERM, signal.SIGINT}
+
 #: About 5 ms of work in one call, which lets go of the GIL: the threads compete for the CPU and for nothing else.
 _ROUNDS = 20_000
 
@@ -49,13 +52,13 @@ def in_cgroup(name: str) -> Iterator[None]:
         group.rmdir()
 
 
-def disturb(args: argparse.Namespace, stop: threading.Event) -> None:
-    """Burn until the time is over or ``stop`` is set."""
+def disturb(args: argparse.Namespace) -> None:
+    """Burn until the time is over or a signal of ``SIGNALS`` comes."""
     name_this_thread(args.name)
     for _ in range(args.threads):
         threading.Thread(target=burn, args=(args.name,), daemon=True).start()
     print(f"{args.name}[{os.getpid()}] burns on cpus {sorted(os.sched_getaffinity(0))}", flush=True)
-    stop.wait(args.seconds)
+    signal.sigtimedwait(SIGNALS, args.seconds)
 
 
 def main() -> int:
@@ -66,14 +69,12 @@ def main() -> int:
     parser.add_argument("--name", default="neighbour", help="of the process and its threads (default neighbour)")
     parser.add_argument("--cgroup", type=cgroup_name, metavar="NAME", help="run in a new cgroup of this name")
     args = parser.parse_args()
-    stop = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
+    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # before there are threads: they inherit it
     if args.cpus:
         os.sched_setaffinity(0, args.cpus)
     try:
         with in_cgroup(args.cgroup) if args.cgroup else nullcontext():
-            disturb(args, stop)
+            disturb(args)
     except TailspanError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
