@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tailspan.attribute.causes import Cause
-from tailspan.attribute.intervals import Flags, Ints, disjoint, tile
+from tailspan.attribute.intervals import Flags, Ints, disjoint, tile, tile_by_thread
 from tailspan.timeline.evidence import Evidence, Table
 from tailspan.timeline.tables import GpuEventKind, join
 from tailspan.wire.events import GpuCallKind
@@ -121,10 +121,8 @@ def _split_by_call(rows: Table, calls: Table) -> Table:
     if not called.any():
         return rows
     mine = rows[called]
-    _, key = np.unique(np.concatenate((mine["tid"], calls["tid"].astype(np.int64))), return_inverse=True)
-    of_rows, of_calls = key[: len(mine)].astype(np.int64), key[len(mine) :].astype(np.int64)
-    cover = disjoint(of_calls, calls["enter_mono_ns"], calls["exit_mono_ns"])
-    tiles = tile(of_rows, mine["start"], mine["end"], of_calls, *cover)
+    of = (calls["tid"], calls["enter_mono_ns"], calls["exit_mono_ns"])
+    tiles = tile_by_thread((mine["tid"], mine["start"], mine["end"]), of)
     parts = mine[tiles.parent]
     parts["start"], parts["end"] = tiles.start, tiles.end
     inside, call = tiles.cover >= 0, tiles.cover
@@ -321,7 +319,8 @@ def _was_idle(waits: Table, evidence: Evidence) -> Flags:
             begun, done = begun[order], np.maximum.accumulate(own["exit_mono_ns"][order])
             ends = begun[np.append(True, begun[1:] - done[:-1] >= IDLE_NS)]
         else:
-            rests = (samples["busy_percent"] == 0) | ((samples["reasons"] > 0) & (samples["reasons"] & 1 != 0))
+            reasons = samples["reasons"]
+            rests = (samples["busy_percent"] == 0) | ((reasons > 0) & (reasons & REASON_IDLE != 0))
             ends = np.sort(samples["end_mono_ns"][rests & np.isin(samples["gpu"], waits["gpu"][of])])
         idle[of] = _shortly_after(ends, waits["start"][of])
     return idle

@@ -64,6 +64,15 @@ def tile(key: Ints, start: Ints, end: Ints, cover_key: Ints, cover_start: Ints, 
     return Tiles(parent[keep], part_start[keep], part_end[keep], np.where(is_cover, nth, -1)[keep])
 
 
+def tile_by_thread(rows: tuple[Ints, Ints, Ints], covers: tuple[Ints, Ints, Ints]) -> Tiles:
+    """Tile (tid, start, end) by covers of the same columns, sorted by (tid, start), that may overlap."""
+    tid, start, end = rows
+    cover_tid, cover_start, cover_end = covers
+    _, key = np.unique(np.concatenate((tid, cover_tid)), return_inverse=True)
+    key, cover_key = key[: len(tid)].astype(np.int64), key[len(tid) :].astype(np.int64)
+    return tile(key, start, end, cover_key, *disjoint(cover_key, cover_start, cover_end))
+
+
 def disjoint(key: Ints, start: Ints, end: Ints) -> tuple[Ints, Ints]:
     """Cut intervals sorted by (key, start) so that none overlaps an earlier one of its key.
 

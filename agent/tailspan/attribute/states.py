@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from tailspan.attribute import gpu, sleeps
 from tailspan.attribute.causes import Cause
-from tailspan.attribute.intervals import Flags, Ints, disjoint, tile
+from tailspan.attribute.intervals import Flags, Ints, disjoint, tile, tile_by_thread
 from tailspan.timeline.arrivals import began
 from tailspan.timeline.evidence import Evidence, Table
 from tailspan.timeline.tables import FOREVER, join
@@ -311,10 +311,8 @@ def _split_by_pause(rows: Table, pauses: Table) -> Table:
     ran = rows["cause"] == Cause.ON_CPU
     running = rows[ran]
     pauses = pauses[np.lexsort((pauses["start_mono_ns"], pauses["tid"]))]
-    _, key = np.unique(np.concatenate((running["tid"], pauses["tid"].astype(np.int64))), return_inverse=True)
-    of_rows, of_pauses = key[: len(running)].astype(np.int64), key[len(running) :].astype(np.int64)
-    cover = disjoint(of_pauses, pauses["start_mono_ns"], pauses["end_mono_ns"])
-    tiles = tile(of_rows, running["start"], running["end"], of_pauses, *cover)
+    of = (pauses["tid"], pauses["start_mono_ns"], pauses["end_mono_ns"])
+    tiles = tile_by_thread((running["tid"], running["start"], running["end"]), of)
     split = running[tiles.parent]
     split["start"], split["end"] = tiles.start, tiles.end
     split["cause"] = np.where(tiles.cover >= 0, Cause.GC, Cause.ON_CPU)

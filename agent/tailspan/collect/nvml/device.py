@@ -60,7 +60,7 @@ class _Memory:
     def read(self) -> None:
         """At every look: how full it is tells a full memory from slow allocations."""
         before = self.columns.get("memory_used_bytes")
-        self.values, self.columns = dict(self._gpm_values), {}
+        self.values, self.columns, self.jumped = dict(self._gpm_values), {}, False
         memory = self.asked.ask("nvmlDeviceGetMemoryInfo", _MEMORY_INFO_V2)
         if memory is not None:
             self.columns = {"memory_used_bytes": int(memory.used), "memory_total_bytes": int(memory.total)}
