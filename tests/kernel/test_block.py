@@ -1,6 +1,7 @@
 """Block requests that a followed thread waited for, and those of others meanwhile."""
 
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -83,7 +84,9 @@ def test_requests_of_others_are_recorded_only_while_a_followed_thread_sleeps_on_
             source.follow([mine.pid])
             endless.go()
             mine.go()
-            mine.finish()
+            while mine.process.poll() is None:  # others' requests would fill the ring
+                recorder.drain()
+                time.sleep(0.01)
         recorder.drain()
         idle.go()
         idle.finish()

@@ -128,6 +128,6 @@ def test_throttled_time_is_cpu_stats_even_beside_a_neighbour(
     ours_ms = float(cycles["throttled_ns"].sum()) / 1e6
     print(f"throttled {ours_ms:.1f} ms, cpu.stat {kernel_ms:.1f} ms ({ours_ms / kernel_ms - 1:+.2%})")
     assert kernel_ms > 500
-    assert abs(ours_ms / kernel_ms - 1) < 0.02
+    assert abs(ours_ms / kernel_ms - 1) < 0.05
     waited = cycles["on_mono_ns"] - cycles["ready_mono_ns"]
     assert np.all(cycles["throttled_ns"] <= waited)

@@ -139,28 +139,34 @@ def test_pages_of_a_dropped_mapping_are_page_ins(open_source: Callable[..., BpfS
     table = tmp_path / "table"
     table.write_bytes(os.urandom(1 << 20))
     body = """
-        import mmap
+        import mmap, resource
         file = os.open(sys.argv[1], os.O_RDONLY)
         os.fsync(file)
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_majflt
         for _ in range(11):
             pages = mmap.mmap(file, 0, prot=mmap.PROT_READ)
             pages.madvise(mmap.MADV_RANDOM); pages.madvise(mmap.MADV_DONTNEED)
             os.posix_fadvise(file, 0, 0, os.POSIX_FADV_DONTNEED)
             pages[4096 * 17]
             pages.close()
+        faults = resource.getrusage(resource.RUSAGE_SELF).ru_majflt - before
         time.sleep(0.001)  # the record of a sleep counts the faults before it
+        print(faults)
     """
     with program(body, table) as reader:
         source.follow([reader.pid])
         reader.go()
-        reader.finish()
+        faults = int(reader.finish()[0])
     recorder.drain()
 
     cycles = recorder.cycles(reader.pid)
     slept = cycles[cycles["ready_mono_ns"] > cycles["off_mono_ns"]]
     page_ins = slept[sleeps.causes(slept, Meta()) == Cause.PAGE_IN]
-    assert len(page_ins) == 11
-    assert int(cycles["major_faults"].sum()) == 11
+    # The kernel may keep a page that it was told to drop; and one that is there before its reader gets to sleep, for
+    # somebody had the CPU meanwhile, is not slept for.
+    assert 7 <= faults <= 11
+    assert faults - 3 <= len(page_ins) <= faults
+    assert int(cycles["major_faults"].sum()) == faults
     blocks = recorder.table("blocks")
     reads = blocks[(blocks["tid"] == reader.pid) & (blocks["op"] == 0)]
     for page_in in page_ins:
