@@ -163,10 +163,10 @@ def test_pages_of_a_dropped_mapping_are_page_ins(open_source: Callable[..., BpfS
     slept = cycles[cycles["ready_mono_ns"] > cycles["off_mono_ns"]]
     page_ins = slept[sleeps.causes(slept, Meta()) == Cause.PAGE_IN]
     # The kernel may keep a page that it was told to drop; and one that is there before its reader gets to sleep, for
-    # somebody had the CPU meanwhile, is not slept for.
+    # somebody had the CPU meanwhile, is not slept for. The program's own imports may fault too.
     assert 7 <= faults <= 11
-    assert faults - 3 <= len(page_ins) <= faults
-    assert int(cycles["major_faults"].sum()) == faults
+    assert faults - 3 <= len(page_ins) <= faults + 2
+    assert faults <= int(cycles["major_faults"].sum()) <= faults + 2
     blocks = recorder.table("blocks")
     reads = blocks[(blocks["tid"] == reader.pid) & (blocks["op"] == 0)]
     for page_in in page_ins:
