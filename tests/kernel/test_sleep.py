@@ -162,8 +162,8 @@ def test_pages_of_a_dropped_mapping_are_page_ins(open_source: Callable[..., BpfS
     cycles = recorder.cycles(reader.pid)
     slept = cycles[cycles["ready_mono_ns"] > cycles["off_mono_ns"]]
     page_ins = slept[sleeps.causes(slept, Meta()) == Cause.PAGE_IN]
-    # The kernel may keep a page that it was told to drop; and one that is there before its reader gets to sleep, for
-    # somebody had the CPU meanwhile, is not slept for. The program's own imports may fault too.
+    # The kernel may keep a page that it was told to drop. One that is there before its reader gets to sleep, since
+    # somebody had the CPU meanwhile, is not slept for. And the program's own imports may fault.
     assert 7 <= faults <= 11
     assert faults - 3 <= len(page_ins) <= faults + 2
     assert faults <= int(cycles["major_faults"].sum()) <= faults + 2
