@@ -124,7 +124,9 @@ def test_a_worker_that_is_killed_does_not_take_the_agent_along(run_agent: Callab
     agent.stop()
     served = [v for v in agent.verdicts() if v.request.pid == worker.pid]
     assert len(served) == 63
-    assert all(part(v, Cause.UNKNOWN).ns < 0.01 * v.request.wall_ns for v in served[1:])
+    known = [part(v, Cause.UNKNOWN).ns < 0.01 * v.request.wall_ns for v in served]
+    assert known.index(True) <= 7  # the first come before it is followed
+    assert all(known[known.index(True) :])
 
 
 STORM = """
