@@ -3,7 +3,8 @@ PYTHON ?= /usr/bin/python3
 VENV := .venv
 BIN := $(VENV)/bin
 OBJECT := agent/tailspan/_bpf/tailspan.bpf.o
-PACKAGES := python3-venv python3-pip make clang llvm libbpf-dev libbpf1
+PROMETHEUS := $(VENV)/prometheus
+PACKAGES := python3-venv python3-pip make clang llvm libbpf-dev libbpf1 openssl
 RUN := $(if $(filter 0,$(shell id -u)),,sudo)
 
 .DEFAULT_GOAL := help
@@ -14,7 +15,7 @@ help: ## this list
 demo: venv ## a worker, a neighbour that takes its CPU, and the explanation of one slow request (root)
 	$(RUN) $(BIN)/python -m tailspan.worker.demo --store .demo
 
-test: venv ## lint, types, layers, and all tests (root: the kernel tests load BPF)
+test: venv $(PROMETHEUS) ## lint, types, layers, and all tests (root: the kernel tests load BPF)
 	$(MAKE) check
 	$(RUN) $(BIN)/pytest $(PYTEST_FLAGS)
 
@@ -38,10 +39,13 @@ events: venv ## regenerate wire/events.py after bpf/events.h changed
 bpf: deps ## compile the BPF object
 	@$(MAKE) --no-print-directory -C bpf
 
-generated: venv ## regenerate the dashboards, docs/telemetry.md and docs/causes.md
-	$(BIN)/python dashboards/build.py
+generated: venv ## regenerate the dashboards and rules, docs/telemetry.md and docs/causes.md
+	$(BIN)/python -m dashboards
 	$(BIN)/python docs/telemetry.py
 	$(BIN)/python docs/causes.py
+
+pictures: demo ## redraw docs/pictures from a demo (root)
+	$(RUN) $(BIN)/python docs/pictures.py .demo --live
 
 dist: venv ## wheel and source distribution in dist/
 	$(BIN)/pip install -q build
@@ -62,8 +66,17 @@ $(VENV)/installed: pyproject.toml bpf/hatch_build.py $(wildcard bpf/*.c bpf/*.h 
 	$(BIN)/pip install -q --disable-pip-version-check -e '.[worker,dev]'
 	@touch $@
 
+# Debian's package unpacked, not installed: it would start a service. Its two programs need nothing else.
+$(PROMETHEUS): DOWNLOAD = apt-get download -qq -o APT::Sandbox::User=root prometheus
+$(PROMETHEUS): | venv
+	@rm -rf $@.part && mkdir -p $@.part
+	@cd $@.part && { $(DOWNLOAD) || { $(RUN) apt-get update -q && $(DOWNLOAD); }; } || \
+	{ echo "cannot download Debian's package prometheus: dashboards and rules are tested with it" >&2; exit 1; }
+	@dpkg -x $@.part/prometheus_*.deb $@.part
+	@mv $@.part $@
+
 clean: ## remove what make made
 	rm -rf $(VENV) .demo dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	$(MAKE) -C bpf clean
 
-.PHONY: help demo test check bench scorecard events generated bpf dist venv deps clean
+.PHONY: help demo test check bench scorecard events generated pictures bpf dist venv deps clean

@@ -364,4 +364,16 @@ enum record_class {
 	CLASS_COUNT = 9,
 };
 
+/* A process and one end of a TCP connection that it holds; or a process alone, then the port is 0. */
+struct socket_owner {
+	__u64 started_mono_ns; /* the process: whoever inherited the socket from another is the younger one */
+	__u32 tgid;
+	__u32 ns_tgid; /* in its own pid namespace */
+	__u32 uid;     /* effective, as the initial user namespace numbers it */
+	__u32 own_net; /* 1: the socket is in the network namespace of who asks */
+	char address[ADDRESS_LEN]; /* the connection's end that it holds; IPv4 as ::ffff:a.b.c.d */
+	__u16 port;
+	__u16 pad[3];
+};
+
 #endif

@@ -155,6 +155,12 @@ struct in6_addr {
 	u8 bytes[16]; /* only its place is used */
 };
 
+struct net;
+
+typedef struct {
+	struct net *net; /* CONFIG_NET_NS */
+} __access possible_net_t;
+
 struct sock_common {
 	__be32 skc_daddr;
 	__be32 skc_rcv_saddr;
@@ -165,6 +171,7 @@ struct sock_common {
 	struct in6_addr skc_v6_daddr; /* CONFIG_IPV6; and the next */
 	struct in6_addr skc_v6_rcv_saddr;
 	unsigned long skc_flags;
+	possible_net_t skc_net;
 } __access;
 
 struct sock {
@@ -237,6 +244,18 @@ struct request {
 	u64 start_time_ns;
 } __access;
 
+typedef struct {
+	u32 val;
+} __access kuid_t;
+
+struct cred {
+	kuid_t euid;
+} __access;
+
+struct nsproxy {
+	struct net *net_ns;
+} __access;
+
 struct task_struct {
 	struct thread_info thread_info; /* CONFIG_THREAD_INFO_IN_TASK: x86, arm64 */
 	unsigned int __state;
@@ -253,6 +272,9 @@ struct task_struct {
 	unsigned long min_flt;
 	unsigned long maj_flt;
 	struct files_struct *files;
+	struct nsproxy *nsproxy;
+	const struct cred *cred;
+	u64 start_time;
 	unsigned in_memstall : 1; /* CONFIG_PSI */
 	unsigned in_iowait : 1; /* BPF_CORE_READ_BITFIELD only: a plain read takes the bit of this struct */
 	char comm[16];

@@ -155,6 +155,7 @@ struct block_request anchor_block_request;
 struct incident anchor_incident;
 struct gpu_call anchor_gpu_call;
 struct gpu_call_key anchor_gpu_call_key;
+struct socket_owner anchor_socket_owner;
 struct syscall_key anchor_syscall_key;
 struct syscall_hist anchor_syscall_hist;
 enum runner_flags anchor_runner_flags;

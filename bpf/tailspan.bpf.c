@@ -6,6 +6,7 @@
 #include "stall.bpf.c"
 #include "block.bpf.c"
 #include "tcp.bpf.c"
+#include "owner.bpf.c"
 #include "incident.bpf.c"
 #include "syscall.bpf.c"
 #include "cuda.bpf.c"

@@ -118,8 +118,15 @@ class Store:
 
 
 @dataclass(frozen=True, slots=True)
+class Otlp:
+    grpc: str = _checked("", _address)
+    http: str = _checked("", _address)
+
+
+@dataclass(frozen=True, slots=True)
 class Export:
     prometheus: str = _checked("127.0.0.1:9464", _address)
+    spool_mib: int = _within(256, 1, 1_048_576)
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,6 +145,7 @@ class Config:
     slow: Slow = Slow()
     window: Window = Window()
     store: Store = Store()
+    otlp: Otlp = Otlp()
     export: Export = Export()
     agent: Agent = Agent()
 

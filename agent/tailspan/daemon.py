@@ -16,28 +16,35 @@ import time
 from collections import Counter
 from pathlib import Path
 
-import numpy as np
 import psutil
 
 from tailspan import __version__, clock, log
 from tailspan.collect.bpf.cuda import CudaProbes
 from tailspan.collect.bpf.source import BpfSource, Options
 from tailspan.collect.bpf.syscalls import SyscallTracing
-from tailspan.collect.host import Cgroups, boot_id, character_majors, host_name
+from tailspan.collect.host import (
+    Cgroups,
+    boot_id,
+    character_majors,
+    host_name,
+    node_name,
+    process_started,
+)
+from tailspan.collect.identity import Identities
 from tailspan.collect.nvml import GpuSampler
+from tailspan.collect.otlp.server import OtlpReceiver
 from tailspan.collect.samples import CpuSampler, NetTotals
 from tailspan.collect.worker import WorkerServer
 from tailspan.config import Config
 from tailspan.control import ControlServer
 from tailspan.errors import ProbeError
-from tailspan.export import otlp
-from tailspan.export.local import SegmentWriter
+from tailspan.export.otlp import configured
 from tailspan.export.prometheus import Metrics
-from tailspan.export.scrape import MetricsServer
-from tailspan.export.segment import IndexRow
-from tailspan.pipeline import Judged, Pipeline
-from tailspan.timeline.arrivals import began
+from tailspan.export.tally import Tally
+from tailspan.pipeline import Pipeline
+from tailspan.publisher import Publisher
 from tailspan.timeline.evidence import Meta, Table
+from tailspan.timeline.handover import Handover
 from tailspan.timeline.inbox import Received
 from tailspan.timeline.peers import Peers
 from tailspan.timeline.tables import LOSS_CLIENT, LOSS_WINDOW
@@ -49,8 +56,6 @@ logger = logging.getLogger(__name__)
 MAX_PENDING = 50_000
 #: BPF run times are a file read per program; they only move where kernel.bpf_stats_enabled is 1.
 RUN_TIMES_EVERY_S = 5.0
-#: How often stored segments are looked through for those that are too old.
-EXPIRE_EVERY_S = 60.0
 
 LOSS_NAMES = {
     **{int(klass): klass.name.lower() for klass in RecordClass if klass is not RecordClass.COUNT},
@@ -67,6 +72,7 @@ class Agent:
     def __init__(self, config: Config) -> None:
         self._config = config
         self._pending: list[Received] = []
+        self._unsettled: list[Received] = []  # of the workers' socket, neither judged yet nor counted as dropped
         self._records: Counter[str] = Counter()  # by table, since the metrics were told
         self._judged_ns = time.monotonic_ns()
         self._cgroups = Cgroups()
@@ -75,12 +81,13 @@ class Agent:
         self._dropped: dict[str, int] = {}  # what the metrics have been told
         self._process = psutil.Process()
         self._run_times_read_s = 0.0
-        self._expired_s = 0.0
         self.metrics = Metrics()
         for name in (*LOSS_NAMES.values(), _GPU_ROW):
             self.metrics.lost(name, 0)
         self.pipeline = Pipeline(config)
         with contextlib.ExitStack() as stack:
+            self._identities = Identities(node=node_name(os.environ))
+            stack.callback(self._identities.close)
             self.source = BpfSource(_options(config))
             stack.callback(self.source.close)
             self._cpus = CpuSampler()
@@ -97,21 +104,14 @@ class Agent:
             stack.callback(self._server.close)
             self._control = ControlServer(Path(config.agent.control), self.syscalls.answer)
             stack.callback(self._control.close)
-            self._store = SegmentWriter(
-                Path(config.store.path),
-                host=self._host,
-                max_segment_bytes=config.store.segment_mib << 20,
-                max_total_bytes=config.store.total_mib << 20,
-                max_age_s=config.store.days * 86_400,
-            )
-            stack.callback(self._store.close)
-            if config.export.prometheus:
-                host, _, port = config.export.prometheus.rpartition(":")
-                scrape = MetricsServer(self.metrics.registry, host.strip("[]"), int(port))
-                stack.callback(scrape.close)
-            self._otlp = otlp.OtlpExporter(self._host) if otlp.configured(os.environ) else None
-            if self._otlp:
-                stack.callback(self._otlp.close)
+            tally = Tally(Path(config.store.path, "tally"))
+            stack.callback(tally.close)
+            self._handover = Handover(tally, process_started, self._boot)
+            self._publisher = Publisher(config, self._host, self.metrics, tally)
+            stack.callback(self._publisher.close)
+            self._receiver = self._open_receiver(config)
+            if self._receiver:
+                stack.callback(self._receiver.close)
             if config.follow.pids:
                 self._follow(list(config.follow.pids))
             self._cleanup = stack.pop_all()
@@ -129,7 +129,13 @@ class Agent:
         accepted = self._server.accept()
         if accepted:
             self._follow([peer.pid for peer in accepted])
-        self._take(self._server.read())
+        of_workers = self._server.read()
+        self._unsettled += of_workers
+        self._take(of_workers)
+        if self._receiver:
+            self._take(self._receiver.read())
+            if met := self._receiver.connected():
+                self._follow(met)
         due = time.monotonic_ns() - self._judged_ns >= self._config.agent.judge_ms * 1_000_000
         # Look at open intervals before the rings are drained: a turn that ends in between is then in a record.
         open_threads = self.source.threads() if due and self._pending else None
@@ -142,11 +148,18 @@ class Agent:
                 self.pipeline.threads.see(open_threads)
                 self.pipeline.threads.forget_missing(open_threads)
                 self._judge(open_threads)
-            for tgid in self._server.take_gone():
-                self.pipeline.inbox.forget(tgid)
+            self._forget_gone()
             self._report()
         self.syscalls.poll()
         self._control.poll()
+
+    def _forget_gone(self) -> None:
+        gone = self._server.take_gone()
+        if self._receiver:
+            self._receiver.ignore({peer.pid for peer in self._server.peers.values()})
+            gone |= self._receiver.take_gone(set(self.pipeline.threads.processes()))
+        for tgid in gone:
+            self.pipeline.inbox.forget(tgid)
 
     def _look_at_gpus(self) -> None:
         if self._config.gpu.calls == "on":
@@ -163,6 +176,15 @@ class Agent:
         if len(received) > room:
             self.pipeline.inbox.dropped["backlog"] += len(received) - room
         self._pending += received[:room]
+
+    def _open_receiver(self, config: Config) -> OtlpReceiver | None:
+        if not (config.otlp.grpc or config.otlp.http):
+            return None
+        if not configured(os.environ):
+            logger.warning("what workers send by OTLP is not forwarded: OTEL_EXPORTER_OTLP_ENDPOINT is not set")
+        return OtlpReceiver(
+            config.otlp.grpc, config.otlp.http, self._publisher.forward, self.source, config.worker.allow_uids
+        )
 
     def _follow(self, pids: list[int], only_threads: bool = False) -> None:
         try:
@@ -193,6 +215,7 @@ class Agent:
             self._records[name] += len(rows)
         self.metrics.socket_waits(batch.sockets)
         self.metrics.gpu_calls(batch.gpu_calls)
+        self.metrics.turns(batch.cycles, batch.slices, add_up=thorough)
         if thorough:
             self.metrics.records({name.removesuffix("s"): count for name, count in self._records.items()})
             self._records.clear()
@@ -210,38 +233,14 @@ class Agent:
     def _judge(self, open_threads: Table) -> None:
         received, self._pending = self._pending, []
         try:
-            for judged in self.pipeline.judge(received, open_threads, self._meta(), self._cgroups.path):
-                self._publish(judged)
+            of_host = self._meta(), self._cgroups.path, self._identities.of
+            for judged in self.pipeline.judge(received, open_threads, *of_host):
+                self._publisher.publish(judged, on_verdicts=self.syscalls.trigger)
         except Exception:  # whatever one worker has sent, the others are served
             self.pipeline.inbox.dropped["judge_failed"] += len(received)
             logger.exception("%d messages could not be judged", len(received))
-
-    def _publish(self, judged: Judged) -> None:
-        now = time.monotonic_ns()
-        self._count(judged)
-        for verdict in judged.verdicts.values():
-            latency_ns = now - verdict.request.start_mono_ns - verdict.request.wall_ns
-            self.metrics.verdict(verdict.cause, verdict.outcome, latency_ns / 1e9)
-            if self._otlp:
-                self._otlp.submit(verdict, judged.evidence.meta.resources.get(str(verdict.request.pid), {}))
-        for _ in range(len(judged.kept) - len(judged.verdicts)):
-            self.metrics.unjudged()
-        if judged.verdicts:
-            self.syscalls.trigger()
-            self._store.append(judged.evidence, [_index_row(judged, row) for row in range(len(judged.kept))])
-
-    def _count(self, judged: Judged) -> None:
-        """Every request, slow or not, in the metrics."""
-        requests, strings = judged.requests, judged.strings
-        kept = judged.kept.tolist()
-        trace_ids = {kept[row]: verdict.request.trace_id for row, verdict in judged.verdicts.items()}
-        walls_s = ((requests["end_mono_ns"] - began(requests)) / 1e9).tolist()
-        labels = requests[["name", "model", "version", "status"]].tolist()
-        for row, (wall_s, of_request) in enumerate(zip(walls_s, labels, strict=True)):
-            name, model, version, status = (strings[index] for index in of_request)
-            self.metrics.request(name, model, version, status, wall_s, trace_ids.get(row, ""))
-        for index in np.unique(requests["name"]).tolist():
-            self.metrics.ledger(strings[index], judged.ledgers[requests["name"] == index].sum(axis=0).tolist())
+        self.pipeline.lose(self._handover.take(self._unsettled))
+        self._unsettled = []
 
     def _meta(self) -> Meta:
         offset = clock.measure()
@@ -280,24 +279,15 @@ class Agent:
         self.metrics.forgotten(self.pipeline.forgotten)
         self.metrics.probes({name: status.attached for name, status in self.source.status.items()})
         self.metrics.window({name: column.rows for name, column in self.pipeline.window.columns.items()})
-        if time.monotonic() - self._expired_s >= EXPIRE_EVERY_S:
-            self._expired_s = time.monotonic()
-            self._store.expire()
-        self.metrics.exporter("local", self._store.appended, self._store.dropped)
-        if self._otlp:
-            stats = self._otlp.stats()
-            self.metrics.exporter("otlp", stats.exported, stats.dropped)
+        self._publisher.report()
+        if self._receiver:
+            self.metrics.receiver(self._receiver.received, self._receiver.refused, self._receiver.broken)
         if time.monotonic() - self._run_times_read_s >= RUN_TIMES_EVERY_S:
             self._run_times_read_s = time.monotonic()
             times = self.source.run_times()
             self.metrics.bpf_run_time((name, ns / 1e9) for name, (ns, runs) in times.items() if runs)
         usage = self._process.cpu_times()
         self.metrics.agent(usage.user + usage.system, self._process.memory_info().rss)
-
-
-def _index_row(judged: Judged, row: int) -> IndexRow:
-    verdict = judged.verdicts.get(row)
-    return IndexRow.of(verdict) if verdict else IndexRow.unjudged(judged.evidence, row)
 
 
 def run(config: Config, seconds: float | None = None) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
@@ -11,15 +11,18 @@ import numpy as np
 import numpy.typing as npt
 
 from tailspan.attribute.baseline import Baseline, SlowRule, is_slow
+from tailspan.attribute.culprits import cgroups_of_processes
 from tailspan.attribute.judge import judge
 from tailspan.attribute.ledger import account, ledgers
 from tailspan.attribute.verdict import Verdict
 from tailspan.collect.host import device_name
 from tailspan.config import Config
-from tailspan.timeline.arrivals import BY_PORT_NS, began, find_arrivals
+from tailspan.timeline.activity import Activity
+from tailspan.timeline.arrivals import BY_PORT_NS, COARSE_NS, Receives, Taken, began, find_arrivals
 from tailspan.timeline.cut import cut, narrow
 from tailspan.timeline.evidence import Evidence, Meta, Table
 from tailspan.timeline.inbox import Inbox, Received, Rows
+from tailspan.timeline.joins import Readers, join_threads
 from tailspan.timeline.tables import LOSS
 from tailspan.timeline.threads import Threads
 from tailspan.timeline.window import Strings, Window
@@ -32,6 +35,9 @@ MAX_KEPT = 512
 #: after a jump in load every request is slow, and the agent must not take the CPU that the worker lacks.
 VERDICT_BUDGET_S = 0.02
 MIN_VERDICTS = 8
+
+#: cgroup paths -> resource attributes of those that are a container's or a unit's
+Identify = Callable[[Collection[str]], dict[str, dict[str, str]]]
 
 
 @dataclass(slots=True)
@@ -58,6 +64,8 @@ class Pipeline:
         self._baseline = Baseline(SlowRule(int(slow.slo_ms * 1e6), slow.factor, int(slow.min_excess_ms * 1e6)))
         self._keep_all = config.store.keep == "all"
         self._losses: list[Table] = []
+        self._taken, self._readers = Taken(), Readers()
+        self._keep_ns = int(config.window.seconds * 1e9)
 
     def take(self, tables: Mapping[str, Table], thread_events: Table) -> None:
         """One drain of the kernel's rings: rows by table of the window."""
@@ -66,19 +74,29 @@ class Pipeline:
         self.threads.apply(thread_events)
 
     def judge(
-        self, received: list[Received], open_threads: Table, meta: Meta, cgroup_path: Callable[[int], str]
+        self,
+        received: list[Received],
+        open_threads: Table,
+        meta: Meta,
+        cgroup_path: Callable[[int], str],
+        identify: Identify = lambda paths: {},
     ) -> Iterator[Judged]:
         """Judge every request among the messages. ``open_threads``: taken before the last drain."""
         rows = self.inbox.rows(received)
         self.window.activations.append(rows.activations)
         self.window.pauses.append(rows.pauses)
-        if len(rows.losses):
-            self.window.losses.append(rows.losses)
-            self._losses.append(rows.losses)
+        self.lose(rows.losses)
         for chunk in _chunks(rows):
-            yield self._judge(chunk, open_threads, meta, cgroup_path)
+            yield self._judge(chunk, open_threads, meta, cgroup_path, identify)
+
+    def lose(self, losses: Table) -> None:
+        """Take in losses (LOSS rows) that were found elsewhere."""
+        if len(losses):
+            self.window.losses.append(losses)
+            self._losses.append(losses)
 
     def evict(self, now_mono_ns: int) -> None:
+        self._taken.evict(now_mono_ns - self._keep_ns)
         dropped = self.window.evict(now_mono_ns)
         if len(dropped):
             self._losses.append(dropped)
@@ -88,10 +106,10 @@ class Pipeline:
         losses, self._losses = self._losses, []
         return np.concatenate(losses) if losses else np.empty(0, LOSS)
 
-    def _judge(self, rows: Rows, open_threads: Table, meta: Meta, cgroup_path: Callable[[int], str]) -> Judged:
-        starts, ends = rows.requests["start_mono_ns"], rows.requests["end_mono_ns"]
-        sockets = self.window.sockets.cut(int(starts.min()) - BY_PORT_NS, int(ends.max()))
-        rows.requests["arrived_mono_ns"] = find_arrivals(rows.requests, sockets)
+    def _judge(
+        self, rows: Rows, open_threads: Table, meta: Meta, cgroup_path: Callable[[int], str], identify: Identify
+    ) -> Judged:
+        self._join(rows, open_threads)
         evidence = cut(rows, self.window, self.threads, open_threads, self.strings, meta)
         table = ledgers(account(evidence), len(rows.requests))
         evidence.likes = self._baseline.likes(rows.requests, self.strings.all)
@@ -101,15 +119,37 @@ class Pipeline:
         if not len(kept):
             return Judged(rows.requests, self.strings.all, table, kept, Evidence(), {})
         kept_evidence = narrow(evidence, kept)
+        cgroups = _cgroups(kept_evidence, cgroup_path)
+        identities = identify(cgroups.values())
         kept_evidence.meta = replace(
             meta,
-            cgroups=_cgroups(kept_evidence, cgroup_path),
-            resources=_of_workers(kept_evidence, meta.resources),
+            cgroups=cgroups,
+            identities=identities,
+            resources=_resources(kept_evidence, meta.resources, cgroups, identities),
             runtime_locks=_of_workers(kept_evidence, meta.runtime_locks),
             devices={str(dev): device_name(dev) for dev in np.unique(kept_evidence.blocks["dev"]).tolist()},
         )
         verdicts = self._verdicts(kept_evidence)
         return Judged(rows.requests, self.strings.all, table, kept, kept_evidence, verdicts)
+
+    def _join(self, rows: Rows, open_threads: Table) -> None:
+        """When each request arrived, and what thread served those whose worker did not say."""
+        requests = rows.requests
+        start, end = int(requests["start_mono_ns"].min()), int(requests["end_mono_ns"].max())
+        receives = Receives(self.window.sockets.cut(start - BY_PORT_NS, end), self._taken)
+        found = find_arrivals(requests, receives)
+        unknown = requests[requests["tid"] == 0]
+        if not len(unknown):
+            return
+        start, end = int(unknown["start_mono_ns"].min()), int(unknown["end_mono_ns"].max())
+        cycles = self.window.cycles.cut(start - COARSE_NS, end + COARSE_NS)
+        threads = self.threads.rows(start - COARSE_NS)
+        activities = {
+            tgid: Activity(tgid, cycles, open_threads, threads) for tgid in np.unique(unknown["tgid"]).tolist()
+        }
+        join_threads(requests, rows.spans, receives, found, activities, self._readers)
+        for tid in np.unique(requests["tid"]).tolist():
+            self.threads.name(tid)
 
     def _kept(self, requests: Table, candidates: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         if self._keep_all:
@@ -145,17 +185,33 @@ def _chunks(rows: Rows) -> Iterator[Rows]:
 
 
 def _cgroups(evidence: Evidence, path: Callable[[int], str]) -> dict[str, str]:
-    """The paths of the cgroups of everybody who held a CPU or a disk."""
+    """The paths of the cgroups of everybody who held a CPU or a disk, or is followed."""
     ids = np.unique(
         np.concatenate(
             (
                 evidence.slices["runner"]["cgroup_id"],
                 evidence.cycles["runner"]["cgroup_id"],
                 evidence.blocks["cgroup_id"],
+                evidence.open_threads["cgroup_id"],
             )
         )
     )
     return {str(cgroup_id): path(cgroup_id) for cgroup_id in ids.tolist() if cgroup_id}
+
+
+def _resources(
+    evidence: Evidence,
+    said: Mapping[str, dict[str, str]],
+    cgroups: Mapping[str, str],
+    identities: Mapping[str, dict[str, str]],
+) -> dict[str, dict[str, str]]:
+    """tgid of each worker -> what its cgroup is, and what it says of itself, which wins."""
+    of_process = cgroups_of_processes(evidence.open_threads)
+    resources = {}
+    for tgid in np.unique(evidence.requests["tgid"]).tolist():
+        path = cgroups.get(str(of_process.get(tgid, 0)), "")
+        resources[str(tgid)] = identities.get(path, {}) | said.get(str(tgid), {})
+    return {tgid: resource for tgid, resource in resources.items() if resource}
 
 
 T = TypeVar("T")

@@ -45,13 +45,13 @@ class Agent:
         self._process = process
         self._log = log
         self._ps = psutil.Process(process.pid)
-        self._url = f"http://127.0.0.1:{port}/metrics"
+        self.metrics_url = f"http://127.0.0.1:{port}/metrics"
 
     def wait_for_worker(self) -> None:
         _until(lambda: "following pid" in _said(self._log), self._process, self._log)
 
     def reading(self) -> Figures:
-        with urllib.request.urlopen(self._url) as response:
+        with urllib.request.urlopen(self.metrics_url) as response:
             metrics = _metrics(response.read().decode())
         times = self._ps.cpu_times()
         status = dict(re.findall(r"^(Vm\w+):\s+(\d+) kB", Path(f"/proc/{self._ps.pid}/status").read_text(), re.M))

@@ -67,7 +67,7 @@ agent.close()
 
 PHASES = {
     "interpreter": "the interpreter starts",
-    "imports": "imports: numpy, psutil, prometheus_client, the agent",
+    "imports": "imports: numpy, psutil, the agent",
     "load": "reads the kernel's types, loads and verifies the programs",
     "rings": "makes the rings and puts them into their maps",
     "attach": "attaches",

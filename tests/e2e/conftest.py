@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
+import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -71,14 +73,33 @@ class AgentProcess:
         return found
 
 
+def metric(port: int, name: str) -> float:
+    """Value of one series of an agent's /metrics, given as it is written there; 0 when it is not there."""
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=20) as answer:
+        for line in answer.read().decode().splitlines():
+            if line.startswith(f"{name} "):
+                return float(line.rsplit(" ", 1)[1])
+    return 0.0
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
 @pytest.fixture
 def run_agent(tmp_path: Path) -> Iterator[Callable[..., AgentProcess]]:
     agents: list[AgentProcess] = []
 
-    def start(*settings: str, **more: dict[str, str]) -> AgentProcess:
-        folder = tmp_path / f"agent{len(agents)}"
-        folder.mkdir()
-        agents.append(AgentProcess(folder, *settings, **more))
+    def start(
+        *settings: str, environment: dict[str, str] | None = None, folder: Path | None = None
+    ) -> AgentProcess:
+        """``folder``: of an agent that has ended."""
+        if folder is None:
+            folder = tmp_path / f"agent{len(agents)}"
+            folder.mkdir()
+        agents.append(AgentProcess(folder, *settings, environment=environment))
         return agents[-1]
 
     yield start

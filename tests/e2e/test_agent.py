@@ -17,28 +17,11 @@ from tailspan.attribute.causes import Cause
 from tailspan.attribute.verdict import Outcome
 from tailspan.wire import spans
 from tests.conftest import eventually
-from tests.e2e.conftest import AgentProcess
+from tests.e2e.conftest import AgentProcess, free_port, metric
 from tests.e2e.test_explain import SERVE, assert_conserved, part
 from tests.workloads import LAST_CPU, program
 
 pytestmark = [pytest.mark.kernel, pytest.mark.e2e]
-
-
-def metric(agent: AgentProcess, port: int, name: str) -> float:
-    """Value of one series of the agent's /metrics, given as it is written there; 0 when it is not there."""
-    import urllib.request
-
-    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5) as answer:
-        for line in answer.read().decode().splitlines():
-            if line.startswith(f"{name} "):
-                return float(line.rsplit(" ", 1)[1])
-    return 0.0
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def connect(agent: AgentProcess) -> socket.socket:
@@ -70,7 +53,7 @@ def test_malformed_messages_are_counted_by_reason_and_harm_nobody(run_agent: Cal
         for reason in bad:
             expected = 8.0 if reason == "malformed" else 7.0
             series = f'tailspan_dropped_messages_total{{reason="{reason}"}}'
-            eventually(lambda s=series, n=expected: metric(agent, port, s) == n, f"{reason} is {expected}")
+            eventually(lambda s=series, n=expected: metric(port, s) == n, f"{reason} is {expected}")
 
     # AND another worker is served as ever
     with program(SERVE, agent.socket, 5) as worker:
@@ -102,7 +85,7 @@ def test_a_foreign_uid_is_refused_and_counted(run_agent: Callable[..., AgentProc
         os.dup2(folder, 3, inheritable=True) if folder != 3 else os.set_inheritable(3, True)
         stranger = subprocess.Popen([sys.executable, "-c", connects], pass_fds=(3,))
         series = 'tailspan_dropped_messages_total{reason="foreign_uid"}'
-        eventually(lambda: metric(agent, port, series) == 1.0, "the connection is refused")
+        eventually(lambda: metric(port, series) == 1.0, "the connection is refused")
         assert stranger.wait(timeout=20) == 0  # its recv() ended: the agent has closed it
     finally:
         os.close(folder)

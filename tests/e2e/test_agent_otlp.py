@@ -6,7 +6,9 @@ import queue
 from collections.abc import Callable
 
 import pytest
+from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
 
+from tests.e2e.backends import Backend, grpc_backend
 from tests.e2e.conftest import AgentProcess
 from tests.e2e.test_otlp_receivers import RECEIVERS, Received
 from tests.workloads import LAST_CPU, cpu_hog, program
@@ -74,3 +76,31 @@ def test_slow_requests_arrive_in_their_own_trace_inside_their_own_time(
     assert seen == set(expected)
     right = [v for v in expected.values() if v.culprit and v.culprit.pid in (a, b, c)]
     assert len(right) >= 0.9 * len(expected)
+
+
+def test_the_agents_own_metrics_leave_by_otlp_too(run_agent: Callable[..., AgentProcess]) -> None:
+    backend = Backend()
+    with grpc_backend(backend) as endpoint:
+        agent = run_agent(
+            environment={
+                "OTEL_EXPORTER_OTLP_ENDPOINT": endpoint,
+                "OTEL_METRICS_EXPORTER": "otlp",
+                "OTEL_METRIC_EXPORT_INTERVAL": "500",
+            }
+        )
+        with program(TRACED, agent.socket, cpu=LAST_CPU) as worker:
+            worker.go()
+            assert worker.line() == "warm"
+            worker.go()
+            worker.finish()
+        agent.stop()  # and pushes once more
+    assert set(backend.paths) <= {
+        "/opentelemetry.proto.collector.metrics.v1.MetricsService/Export",
+        "/opentelemetry.proto.collector.trace.v1.TraceService/Export",
+    }
+    pushed = [p for path, p in zip(backend.paths, backend.taken, strict=True) if "Metrics" in path]
+    assert len(pushed) >= 2
+    (of_agent,) = ExportMetricsServiceRequest.FromString(pushed[-1]).resource_metrics
+    assert "tailspan" in {pair.value.string_value for pair in of_agent.resource.attributes}
+    durations = next(m for m in of_agent.scope_metrics[0].metrics if m.name == "tailspan.request.duration")
+    assert sum(point.count for point in durations.histogram.data_points) == 75

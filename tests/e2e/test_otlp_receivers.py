@@ -1,16 +1,17 @@
-"""Verdicts through the official exporter to real receivers on loopback, and to backends that are dead."""
+"""Verdicts by the official exporter's encoding and connections to real receivers on loopback."""
 
 from __future__ import annotations
 
 import gzip
+import os
 import queue
-import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
 
 import grpc
 import pytest
@@ -18,9 +19,13 @@ from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_serv
 from opentelemetry.proto.trace.v1.trace_pb2 import ResourceSpans, Span
 
 from tailspan import __version__
-from tailspan.export import otlp
-from tailspan.export.otlp import OtlpExporter
+from tailspan.export.otlp import Outlets, VerdictExporter
+from tailspan.export.otlp.breaker import State
+from tailspan.export.tally import Tally
+from tailspan.wire.otlp import Origin, Signal
 from tests.builders import SPAN_ID, TRACE_ID, WALL_NS, sample_request, sample_verdict
+from tests.conftest import eventually
+from tests.e2e.backends import Backend, grpc_backend, http_backend, traces
 
 Received = queue.Queue[tuple[trace_service_pb2.ExportTraceServiceRequest, dict[str, str]]]
 
@@ -79,13 +84,14 @@ def protocol(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
 
 
 @contextmanager
-def _running(endpoint: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[OtlpExporter]:
+def _running(endpoint: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[VerdictExporter]:
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", endpoint)
-    exporter = OtlpExporter("node-1")
-    try:
+    with (
+        closing(Outlets(os.environ, folder / "otlp", 1 << 24)) as outlets,
+        closing(Tally(folder / "tally")) as tally,
+        closing(VerdictExporter(outlets, "node-1", tally)) as exporter,
+    ):
         yield exporter
-    finally:
-        exporter.close(1.0)
 
 
 def _one_resource(received: Received) -> ResourceSpans:
@@ -100,14 +106,15 @@ def _attributes(holder: Span | ResourceSpans) -> dict[str, object]:
 
 
 def test_receiver_gets_the_verdict_as_children_of_the_workers_span(
-    protocol: str, monkeypatch: pytest.MonkeyPatch
+    protocol: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # GIVEN a real receiver
     received: Received = queue.Queue()
-    with RECEIVERS[protocol](received) as endpoint, _running(endpoint, monkeypatch) as exporter:
+    with RECEIVERS[protocol](received) as endpoint, _running(endpoint, tmp_path, monkeypatch) as exporter:
         # WHEN one verdict is submitted
         exporter.submit(sample_verdict(), {"service.name": "triton", "k8s.pod.name": "triton-0"})
         resource_spans = _one_resource(received)
+        eventually(lambda: exporter.stats().exported == 1, "it is counted")
 
     # THEN its spans lie in the request's trace, below its span and inside its time
     (scope_spans,) = resource_spans.scope_spans
@@ -136,14 +143,13 @@ def test_receiver_gets_the_verdict_as_children_of_the_workers_span(
     assert verdict["tailspan.cause"] == "run_queue"
     assert verdict["tailspan.culprit.label"] == "stress-ng[9001]"
     assert verdict["tailspan.ledger.run_queue"] == pytest.approx(0.361)
-    assert exporter.stats().exported == 1
 
 
 def test_request_that_was_not_sampled_arrives_with_a_span_of_its_own(
-    protocol: str, monkeypatch: pytest.MonkeyPatch
+    protocol: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     received: Received = queue.Queue()
-    with RECEIVERS[protocol](received) as endpoint, _running(endpoint, monkeypatch) as exporter:
+    with RECEIVERS[protocol](received) as endpoint, _running(endpoint, tmp_path, monkeypatch) as exporter:
         exporter.submit(sample_verdict(request=sample_request(sampled=False)), {})
         (scope_spans,) = _one_resource(received).scope_spans
 
@@ -152,11 +158,11 @@ def test_request_that_was_not_sampled_arrives_with_a_span_of_its_own(
     assert {child.parent_span_id for child in children} == {own.span_id}
 
 
-def test_standard_variables_are_honoured(protocol: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_standard_variables_are_honoured(protocol: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_HEADERS", "x-tenant=blue")
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_COMPRESSION", "gzip")
     received: Received = queue.Queue()
-    with RECEIVERS[protocol](received) as endpoint, _running(endpoint, monkeypatch) as exporter:
+    with RECEIVERS[protocol](received) as endpoint, _running(endpoint, tmp_path, monkeypatch) as exporter:
         exporter.submit(sample_verdict(), {})
         _, headers = received.get(timeout=20)
 
@@ -166,72 +172,45 @@ def test_standard_variables_are_honoured(protocol: str, monkeypatch: pytest.Monk
         assert headers["path"] == "/v1/traces"
 
 
-@contextmanager
-def refusing() -> Iterator[str]:
-    """A port that nobody listens on."""
-    with socket.socket() as bound:
-        bound.bind(("127.0.0.1", 0))
-        yield f"http://127.0.0.1:{bound.getsockname()[1]}"
+def test_an_outage_of_twenty_seconds_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Traces by gRPC and logs by HTTP at once, as each needs the same twenty seconds."""
+    # GIVEN backends that have taken something, and have gone
+    backends = {Signal.TRACES: Backend(), Signal.LOGS: Backend()}
+    receivers = {Signal.TRACES: grpc_backend, Signal.LOGS: http_backend}
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_LOGS_PROTOCOL", "http/protobuf")
+    sent = [traces(0)]
+    with grpc_backend(backends[Signal.TRACES]) as over_grpc, http_backend(backends[Signal.LOGS]) as over_http:
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", over_grpc)
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_LOGS_ENDPOINT", f"{over_http}/v1/logs")
+        ports = {Signal.TRACES: int(over_grpc.rpartition(":")[2]), Signal.LOGS: int(over_http.rpartition(":")[2])}
+        outlets = Outlets(os.environ, tmp_path / "otlp", 1 << 26)
+        for name in backends:
+            outlets.put(name, sent[0], 1, Origin.OWN)
+        eventually(lambda: all(outlets.stats()[name].items for name in backends), "all is well at first")
 
+    with closing(outlets):
+        # WHEN batches come for twenty seconds
+        until_s = time.monotonic() + 20
+        while time.monotonic() < until_s:
+            sent.append(traces(len(sent)))
+            for name in backends:
+                outlets.put(name, sent[-1], 1, Origin.OWN)
+            time.sleep(0.05)
+        for name in backends:
+            stats = outlets.stats()[name]
+            assert stats.items.total() + stats.queued_items == len(sent)
+            assert 19 < stats.age_s < 60
+            assert set(stats.failures) == {"unreachable"}
+            assert stats.failures.total() < 30
 
-@contextmanager
-def silent() -> Iterator[str]:
-    """A port that accepts and never answers."""
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-        yield f"http://127.0.0.1:{listening.getsockname()[1]}"
-
-
-@pytest.mark.parametrize("backend", [refusing, silent])
-def test_dead_backend_holds_up_neither_submit_nor_close_and_every_verdict_is_counted(
-    protocol: str, backend: Callable[[], object], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with backend() as endpoint:
-        # GIVEN an exporter whose first verdicts are stuck in the official exporter's retries
-        monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", endpoint)
-        exporter = OtlpExporter("node-1", capacity=10)
-
-        # WHEN 23 are submitted, and it is closed with one second
-        before = time.monotonic()
-        for _ in range(23):
-            exporter.submit(sample_verdict(), {})
-        submitted = time.monotonic()
-        exporter.close(timeout_s=1.0)
-        closed = time.monotonic()
-
-    # THEN neither took long, and all 23 are accounted for
-    assert submitted - before < 0.5
-    assert closed - submitted < 1.5
-    stats = exporter.stats()
-    assert stats.exported == stats.queued == 0
-    assert stats.dropped.total() == 23
-    assert set(stats.dropped) <= {otlp.QUEUE_FULL, otlp.EXPORT_FAILED, otlp.SHUTDOWN}
-
-
-def test_backend_that_comes_back_gets_verdicts_again(protocol: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    # GIVEN a backend that went away, and a verdict that could not be delivered
-    monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "1")
-    received: Received = queue.Queue()
-    with RECEIVERS[protocol](received) as endpoint:
-        port = int(endpoint.rpartition(":")[2])
-    with _running(endpoint, monkeypatch) as exporter:
-        exporter.submit(sample_verdict(), {})
-        _eventually(lambda: exporter.stats().dropped[otlp.EXPORT_FAILED])
-
-        # WHEN it listens again on the same port, and slow requests keep coming
-        with RECEIVERS[protocol](received, port):
-
-            def delivered() -> int:
-                if not exporter.stats().queued:
-                    exporter.submit(sample_verdict(), {})
-                return exporter.stats().exported
-
-            # THEN they arrive: not necessarily the first, since gRPC waits a second before it connects anew
-            _eventually(delivered)
-            assert len(_one_resource(received).scope_spans[0].spans) == 4
-
-
-def _eventually(true: Callable[[], object], budget_s: float = 20.0) -> None:
-    deadline = time.monotonic() + budget_s
-    while not true():
-        assert time.monotonic() < deadline, "the condition did not come about"
-        time.sleep(0.02)
+        # AND the backends come back
+        with (
+            receivers[Signal.TRACES](backends[Signal.TRACES], ports[Signal.TRACES]),
+            receivers[Signal.LOGS](backends[Signal.LOGS], ports[Signal.LOGS]),
+        ):
+            # THEN all arrive, once and in order
+            eventually(lambda: all(b.taken[-1:] == sent[-1:] for b in backends.values()), "the last arrives", 90)
+            for name, backend in backends.items():
+                assert backend.taken == sent
+                eventually(lambda: outlets.stats()[name].breaker is State.CLOSED, "the breaker closes")  # noqa: B023
+                assert not outlets.stats()[name].dropped

@@ -52,7 +52,8 @@ def test_what_a_probe_looks_at_is_done_and_its_programs_run(source: BpfSource) -
 
 
 def test_core_is_the_agent_without_the_refining_probes(tmp_path: Path) -> None:
-    core, default = ["irq", "lifecycle", "sched"], sorted(probes.REFINING | {"irq", "lifecycle", "sched"})
+    core = ["irq", "lifecycle", "owners", "sched"]
+    default = sorted(probes.REFINING | set(core))
 
     with serving.agent(tmp_path, probes.REFINING) as agent:
         eventually(lambda: agent.reading()["probes"] == core, f"attached: {core}")

@@ -153,8 +153,8 @@ def test_pages_of_a_dropped_mapping_are_page_ins(open_source: Callable[..., BpfS
         time.sleep(0.001)  # the record of a sleep counts the faults before it
         print(faults)
     """
-    # A page that is there before its reader gets to sleep is not slept for: such a disk may be as fast as that for a
-    # while. The kernel may keep a page that it was told to drop. And the program's own imports may fault.
+    # A page that is there before its reader gets to sleep is not slept for: for a while a disk may be as fast as
+    # that. The kernel may keep a page that it was told to drop. And the program's own imports may fault.
     for _ in range(50):
         with program(body, table) as reader:
             source.follow([reader.pid])

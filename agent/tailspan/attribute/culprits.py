@@ -7,6 +7,7 @@ per pair. A verdict then only walks over integers.
 from __future__ import annotations
 
 from collections import Counter, defaultdict
+from collections.abc import Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -32,7 +33,28 @@ MAX_STEPS = 400
 _CGROUP_FROZEN = 0x8000  # TASK_FROZEN, include/linux/sched.h
 _STOP_SIGNALS = (19, 20, 21, 22)  # SIGSTOP, SIGTSTP, SIGTTIN, SIGTTOU
 
+#: As much of a container's id as its runtime's tools show.
+_SHORT_ID = 12
+
 _Pair = tuple[int, int]
+
+
+def cgroups_of_processes(open_threads: Table) -> dict[int, int]:
+    """tgid -> cgroup id of its main thread, else of another, from a look at the followed threads."""
+    main_last = open_threads[np.argsort(open_threads["tid"] == open_threads["tgid"], kind="stable")]
+    return dict(zip(main_last["tgid"].tolist(), main_last["cgroup_id"].tolist(), strict=True))
+
+
+def place(identity: Mapping[str, str]) -> str:
+    """``pod batch/etl-7``, ``container web``, ``unit cron.service``; "" of none of them."""
+    pod, container = identity.get("k8s.pod.name", ""), identity.get("container.name", "")
+    words = {
+        "pod": "/".join(filter(None, (identity.get("k8s.namespace.name"), pod))) if pod else "",
+        "container": container or identity.get("container.id", "")[:_SHORT_ID],
+        "pod of uid": identity.get("k8s.pod.uid", ""),
+        "unit": identity.get("tailspan.systemd.unit", ""),
+    }
+    return next((f"{kind} {name}" for kind, name in words.items() if name), "")
 
 
 class Witness:
@@ -54,6 +76,7 @@ class Witness:
         self._comms = {int(row["tid"]): text(row["comm"]) for row in evidence.threads}
         self._prios = dict(zip(evidence.cycles["tid"].tolist(), evidence.cycles["prio"].tolist(), strict=True))
         self._tgids = {int(row["tid"]): int(row["tgid"]) for row in evidence.threads}
+        self._cgroups = cgroups_of_processes(evidence.open_threads)
         self._words: dict[tuple[_Pair, int], Culprit] = {}
 
     def culprits(self, index: int) -> dict[Cause, tuple[Culprit, ...]]:
@@ -150,8 +173,15 @@ class Witness:
         """In words, without ns; an empty label: nobody, and nothing more to say. ``tgid``: the request's."""
         found = self._words.get((pair, tgid))
         if found is None:
-            found = self._words[pair, tgid] = self._describe(pair, tgid)
+            found = self._words[pair, tgid] = self._placed(self._describe(pair, tgid))
         return found
+
+    def _placed(self, culprit: Culprit) -> Culprit:
+        """With what its cgroup is; of a process that is followed also with that cgroup."""
+        meta, path = self._evidence.meta, culprit.cgroup
+        if not path and culprit.pid is not None and culprit.kind is not CulpritKind.KTHREAD:
+            path = meta.cgroups.get(str(self._cgroups.get(culprit.pid, 0)), "")
+        return replace(culprit, cgroup=path, identity=tuple(sorted(meta.identities.get(path, {}).items())))
 
     def _describe(self, pair: _Pair, tgid: int) -> Culprit:
         what, which = pair

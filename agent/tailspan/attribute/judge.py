@@ -6,10 +6,11 @@ from dataclasses import replace
 
 from tailspan.attribute.baseline import MIN_LIKE
 from tailspan.attribute.causes import CAUSES, N_CAUSES, Cause
-from tailspan.attribute.culprits import Witness
+from tailspan.attribute.culprits import Witness, place
 from tailspan.attribute.facts import facts
 from tailspan.attribute.gpu_words import gpu_of, latest_sample
 from tailspan.attribute.intervals import Ints
+from tailspan.attribute.join_words import join_name, join_notes
 from tailspan.attribute.ledger import account, ledgers
 from tailspan.attribute.verdict import (
     Alternative,
@@ -26,12 +27,15 @@ from tailspan.attribute.verdict import (
 )
 from tailspan.timeline.arrivals import began
 from tailspan.timeline.evidence import Evidence, LikeRow
+from tailspan.timeline.tables import Join
 
 #: Below this coverage a verdict says ``inconclusive``.
 COVERAGE_FLOOR = 0.9
 #: A cause is named only if it explains at least this much more than normal, and this share of the excess.
 NAME_FLOOR_NS = 1_000_000
 NAME_SHARE = 0.25
+#: How sure a verdict is whose thread was inferred from what its process did.
+INFERRED = 0.7
 
 
 def judge(evidence: Evidence, chosen: Ints | None = None) -> list[Verdict]:
@@ -66,6 +70,8 @@ def _verdict(evidence: Evidence, index: int, witness: Witness, ns: list[int]) ->
     culprit = _first_culprit(named) if outcome is Outcome.NAMED else None
     longest = _longest(steps, named)
     confidence = _confidence(trust, excess, named, culprit, like)
+    if evidence.requests["join"][index] == Join.PROCESS:
+        confidence = round(confidence * INFERRED, 3)
     return Verdict(
         request=request,
         like=like,
@@ -73,7 +79,7 @@ def _verdict(evidence: Evidence, index: int, witness: Witness, ns: list[int]) ->
         outcome=outcome,
         cause=named.cause if named else None,
         culprit=culprit,
-        sentence=_sentence(outcome, excess, named, culprit, like, trust, longest, request.wall_ns),
+        sentence=_sentence(outcome, excess, named, culprit, like, trust, longest, request),
         confidence=confidence,
         excess_ns=excess,
         alternatives=_alternatives(ranked, named),
@@ -116,6 +122,8 @@ def request_facts(evidence: Evidence, index: int) -> RequestFacts:
         before_ns=int(row["start_mono_ns"]) - start,
         device=strings[row["device"]],
         provider=strings[row["provider"]],
+        join=join_name(int(row["join"])),
+        broken=int(row["broken"]),
     )
 
 
@@ -137,7 +145,8 @@ def _trust(evidence: Evidence, index: int, unknown_ns: int, wall_ns: int, like: 
     losses = evidence.losses
     begin = began(evidence.requests[index : index + 1])[0]
     touching = (losses["end_mono_ns"] > begin) & (losses["start_mono_ns"] < row["end_mono_ns"])
-    notes = [f"probe {name} is off: {why}" for name, why in sorted(evidence.meta.missing_probes.items())]
+    notes = join_notes(evidence, index)
+    notes += [f"probe {name} is off: {why}" for name, why in sorted(evidence.meta.missing_probes.items())]
     if like.n < MIN_LIKE:
         notes.append(f"no baseline: {like.n} like requests, {MIN_LIKE} are needed")
     return Trust(
@@ -211,14 +220,13 @@ def _sentence(
     like: Like,
     trust: Trust,
     longest: Step | None,
-    wall_ns: int,
+    request: RequestFacts,
 ) -> str:
     if outcome is Outcome.INCONCLUSIVE:
         if trust.coverage < COVERAGE_FLOOR:
-            return (
-                f"Inconclusive: {ms(round(wall_ns * (1 - trust.coverage)))} of {ms(wall_ns)} ms could not be seen"
-                f" ({trust.lost} records lost in its window)."
-            )
+            unseen = ms(round(request.wall_ns * (1 - trust.coverage)))
+            why = f"{trust.lost} records lost in its window" if request.tid else "its thread is not known"
+            return f"Inconclusive: {unseen} of {ms(request.wall_ns)} ms could not be seen ({why})."
         return f"Inconclusive: {ms(excess)} ms above normal, and no single cause explains a quarter of it."
     if outcome is Outcome.NORMAL:
         return f"Not slow: within {ms(max(excess, 0))} ms of the median of {like.n} like requests."
@@ -306,10 +314,14 @@ def _not_alone(named: Part, culprit: Culprit) -> str:
 
 
 def described(culprit: Culprit) -> str:
-    """``stress-ng (pid 9001, /batch.slice)``; ``batcher[8121]`` for a thread of the request's own process."""
+    """``stress-ng (pid 9001, pod batch/etl-7)``; ``batcher[8121]`` for a thread of the request's own process.
+
+    A cgroup that is no container's and no unit's is told by its path.
+    """
     if culprit.pid is None or culprit.kind is CulpritKind.OWN:
         return culprit.label
-    more = [culprit.cgroup, culprit.owner if culprit.kind is CulpritKind.WAKER else ""]
+    where = place(dict(culprit.identity)) or culprit.cgroup
+    more = [where, culprit.owner if culprit.kind is CulpritKind.WAKER else ""]
     return f"{culprit.comm} ({', '.join(filter(None, (f'pid {culprit.pid}', *more)))})"
 
 

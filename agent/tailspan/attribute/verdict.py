@@ -44,6 +44,8 @@ class Culprit:
     cgroup: str = ""  #: path below the hierarchy's root; "" when not known
     #: batch id; a request's span id in hex; a peer's address; a disk's name; a GPU's uuid; how a waker died
     owner: str = ""
+    #: of its cgroup, as OpenTelemetry names it: ``("k8s.pod.name", "etl-7")``, ...; in order of name
+    identity: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +110,8 @@ class RequestFacts:
     before_ns: int = 0  #: of wall_ns: before the worker began it
     device: str = ""  #: uuid of the GPU that it ran on; "" where none is known
     provider: str = ""  #: what ran it, in the runtime's words
+    join: str = "said"  #: how ``tid`` is known: said, socket, process, none; see timeline.tables.Join
+    broken: int = 0  #: spans of its trace that do not fit
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,8 +6,7 @@
 
     client = tailspan.client.connect(service="resnet", service_version="3")
 
-    with client.request("POST /v1/infer", traceparent=headers["traceparent"], model="resnet50",
-                        peer=sock.getpeername()) as request:
+    with client.request("POST /v1/infer", headers=headers, model="resnet50", peer=sock.getpeername()) as request:
         with request.span("preprocess"):
             ...
         request.queued(enqueue_mono_ns, start_mono_ns, tid=executor_tid)
@@ -37,6 +36,7 @@ from typing import Any
 from tailspan.client import aio, pauses, runtime
 from tailspan.client.connection import Connection
 from tailspan.client.request import ActiveBatch, ActiveRequest, ActiveSpan, text
+from tailspan.client.trace import Headers
 from tailspan.wire.spans import MAX_RESOURCE, Hello
 
 __all__ = ["DEFAULT_PATH", "ActiveBatch", "ActiveRequest", "ActiveSpan", "Client", "connect"]
@@ -79,6 +79,7 @@ class Client:
         name: str,
         *,
         traceparent: str | bytes | None = None,
+        headers: Headers | None = None,
         request_id: str = "",
         model: str = "",
         model_version: str = "",
@@ -86,9 +87,11 @@ class Client:
     ) -> ActiveRequest:
         """One request, from when its block begins to when it ends. Requests of one ``name`` are compared.
 
+        ``headers``: those that it came with, a mapping or pairs, names in any case; its trace goes on by W3C's
+        ``traceparent``, else by B3's (``b3``, or ``X-B3-TraceId`` and the like). Or ``traceparent`` alone.
         ``peer``: the other end of the connection that it came on, ``(host, port)`` or as ``getpeername()`` has it.
         """
-        return ActiveRequest(self.connection, (name, traceparent, request_id, model, model_version, peer))
+        return ActiveRequest(self.connection, (name, traceparent, headers, request_id, model, model_version, peer))
 
     def batch(self, batch_id: int, size: int, capacity: int, name: str = "") -> ActiveBatch:
         """One execution for many requests, on this thread. ``batch_id``: unique within the process, not 0."""

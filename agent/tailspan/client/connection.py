@@ -8,6 +8,7 @@ packets whole.
 from __future__ import annotations
 
 import errno
+import itertools
 import os
 import socket
 import threading
@@ -33,6 +34,25 @@ class _Socket(socket.socket):
 
     def __del__(self) -> None:
         self.close()
+
+
+class _Counter:
+    """Counts up in one step of the interpreter: no lock, and neither a thread nor a signal handler loses one."""
+
+    def __init__(self) -> None:
+        count = itertools.count()
+        self.add = count.__next__
+        self._read = 0  # looking at an iterator moves it
+        self._lock = threading.Lock()
+
+    def total(self) -> int:
+        with self._lock:
+            self._read += 1
+            return self.add() - self._read + 1
+
+
+#: Messages that this process has handed to the kernel, on all its connections: all but hellos and drops.
+_sent = _Counter()
 
 
 class Connection:
@@ -70,7 +90,9 @@ class Connection:
             self._send_pauses(sock)
         if sock is None or not self._send(sock, message):
             self.drop()
-        elif self._drops_unsent:
+            return
+        _sent.add()
+        if self._drops_unsent:
             self._drops_unsent = False  # first: a drop of another thread meanwhile is due again
             if not self._send(sock, Drops(self.dropped)):
                 self._drops_unsent = True
@@ -84,7 +106,9 @@ class Connection:
         if len(pauses.waiting) == pauses.MAX_WAITING:
             self.drop()  # one or more: how many were pushed out is not known
         for pause in pauses.take():
-            if not self._send(sock, pause):
+            if self._send(sock, pause):
+                _sent.add()
+            else:
                 self.drop()
 
     def _send(self, sock: _Socket, message: Message) -> bool:
@@ -120,7 +144,7 @@ class Connection:
         # SOCK_NONBLOCK from birth: even connect() must not wait for a stopped agent.
         sock = _Socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
         sock.connect(self._path)
-        self._hello.pid = self.pid
+        self._hello.pid, self._hello.sent = self.pid, _sent.total()
         sock.send(encode(self._hello), socket.MSG_NOSIGNAL)
         return sock
 
@@ -145,6 +169,8 @@ _connections: weakref.WeakSet[Connection] = weakref.WeakSet()
 
 
 def _after_fork_in_child() -> None:
+    global _sent
+    _sent = _Counter()
     pauses.forget()
     for connection in list(_connections):
         connection._after_fork_in_child()

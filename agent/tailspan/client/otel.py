@@ -7,6 +7,11 @@
 A *local root* (no parent, or one in another process) is the request; the spans below it in this process are its
 spans. Times and thread ids are taken as the spans start and end, not converted from the SDK's wall clock. A span
 that its sampler dropped never gets here, so that request stays unseen.
+
+Where the agent takes OTLP (``[otlp]`` in its configuration), a worker may instead export its spans there with the
+SDK's own exporter. The agent then infers which thread served a request, unless the spans say it::
+
+    provider.add_span_processor(ThreadIdSpanProcessor())  # before the exporter's
 """
 
 from __future__ import annotations
@@ -23,18 +28,29 @@ from opentelemetry.trace import SpanKind as OtelSpanKind
 
 from tailspan.client import Client, aio
 from tailspan.client.request import text, uint
+from tailspan.wire.span_attributes import (
+    BATCH_CAPACITY,
+    BATCH_ID,
+    BATCH_SIZE,
+    MODEL_NAME,
+    MODEL_VERSION,
+    PEER_PORTS,
+    THREAD_TID,
+)
 from tailspan.wire.spans import MAX_SPANS, Request, Span, SpanKind
 
-#: Attributes of ours that a worker may set on any span of a request.
-BATCH_ID = "tailspan.batch.id"
-BATCH_SIZE = "tailspan.batch.size"
-BATCH_CAPACITY = "tailspan.batch.capacity"
-MODEL_NAME = "tailspan.model.name"
-MODEL_VERSION = "tailspan.model.version"
-
-#: Where a request's own span says which connection it came on; the first that is there. Behind a proxy
-#: ``client.port`` may be that of the proxy's client, so it is asked last.
-PEER_PORTS = ("network.peer.port", "net.peer.port", "client.port")
+__all__ = [
+    "BATCH_CAPACITY",
+    "BATCH_ID",
+    "BATCH_SIZE",
+    "MAX_OPEN",
+    "MODEL_NAME",
+    "MODEL_VERSION",
+    "PEER_PORTS",
+    "THREAD_TID",
+    "TailspanSpanProcessor",
+    "ThreadIdSpanProcessor",
+]
 
 #: Requests followed at once; beyond, the oldest is forgotten: its root was probably never ended.
 MAX_OPEN = 1024
@@ -195,3 +211,22 @@ class TailspanSpanProcessor(SpanProcessor):
                 self._connection.drop()
             else:
                 message.batch_id, message.batch_size, message.batch_capacity = batch
+
+
+class ThreadIdSpanProcessor(SpanProcessor):
+    """Says on each span which thread began it, as the kernel numbers it (:data:`THREAD_TID`).
+
+    For synchronous workers: a span that is begun by one thread and ended by another is taken for the first one's.
+    """
+
+    def on_start(self, span: SdkSpan, parent_context: Context | None = None) -> None:
+        span.set_attribute(THREAD_TID, threading.get_native_id())
+
+    def on_end(self, span: ReadableSpan) -> None:
+        """Nothing is to be said by then."""
+
+    def shutdown(self) -> None:
+        """Nothing is held."""
+
+    def force_flush(self, timeout_millis: int = 30_000) -> bool:
+        return True  # nothing waits here

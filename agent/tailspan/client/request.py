@@ -25,8 +25,8 @@ class ActiveRequest:
 
     __slots__ = ("_before", "_connection", "_context", "_ended", "_given", "_message", "_pid", "status")
 
-    def __init__(self, connection: Connection, given: tuple[Any, Any, Any, Any, Any, Any]) -> None:
-        """``given``: name, traceparent, request id, model, model version, peer; read when the request begins."""
+    def __init__(self, connection: Connection, given: tuple[Any, Any, Any, Any, Any, Any, Any]) -> None:
+        """``given``: name, traceparent, headers, request id, model, its version, peer; read when it begins."""
         self.status = "ok"
         self._connection = connection
         self._given = given
@@ -97,8 +97,8 @@ class ActiveRequest:
         return "" if self._context is None else self._context.traceparent()
 
     def _begin(self) -> None:
-        name, traceparent, request_id, model, model_version, peer = self._given
-        self._context = context = trace.from_header(traceparent)
+        name, traceparent, headers, request_id, model, model_version, peer = self._given
+        self._context = context = self._found(traceparent, headers)
         if not self._connection.ready():
             return
         self._message = message = Request(
@@ -122,6 +122,16 @@ class ActiveRequest:
                 self._connection.drop()
         if message.asynchronous:
             self._before = aio.take_over(int.from_bytes(context.span_id, "big"))
+
+    def _found(self, traceparent: Any, headers: Any) -> trace.TraceContext:
+        """The header that was named goes before those among which it is looked for."""
+        if headers is None or trace.parse(traceparent) is not None:
+            return trace.from_header(traceparent)
+        try:
+            return trace.from_headers(headers)
+        except Exception:  # no headers at all
+            self._connection.drop()
+            return trace.from_header(None)
 
     def _end(self, end_mono_ns: int) -> None:
         message, self._message = self._message, None

@@ -6,6 +6,7 @@ import functools
 import os
 import socket
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 from tailspan.collect.bpf.preflight import cpu_controller_is_v1
@@ -18,11 +19,24 @@ def host_name() -> str:
     return socket.gethostname()
 
 
+def node_name(environ: Mapping[str, str]) -> str:
+    """Of the Kubernetes node, where the agent's pod is told it (``fieldRef: spec.nodeName``); else ""."""
+    return environ.get("K8S_NODE_NAME", "") or environ.get("NODE_NAME", "")
+
+
 def boot_id() -> str:
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     except OSError:
         return ""
+
+
+def process_started(pid: int) -> int:
+    """When a process did, in clock ticks since the machine did; 0 where it is gone."""
+    try:
+        return int(Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[19])
+    except (OSError, ValueError, IndexError):
+        return 0
 
 
 def character_majors(prefix: str, devices: Path = Path("/proc/devices")) -> list[int]:
@@ -71,7 +85,9 @@ class Cgroups:
                 inode = Path(folder).stat().st_ino
             except OSError:  # removed meanwhile
                 continue
-            self._paths[inode] = folder.removeprefix(str(self._root)) or "/"
+            path = folder.removeprefix(str(self._root)) or "/"
+            # Whoever was given a subtree names the groups in it, in any bytes; what is stored is text.
+            self._paths[inode] = os.fsencode(path).decode(errors="replace")
 
 
 def _cpu_hierarchy(mounts: Path = Path("/proc/self/mounts")) -> Path:

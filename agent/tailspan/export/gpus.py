@@ -5,11 +5,8 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 
-from prometheus_client import CollectorRegistry
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
-from prometheus_client.registry import Collector
-
 from tailspan.export import semconv
+from tailspan.export.families import Number, Snapshot, encodable
 from tailspan.export.semconv import OTHER, Metric
 from tailspan.timeline.gpus import GpuHost, GpuProcess, GpuReading, NvmlState
 
@@ -29,28 +26,26 @@ _XID_FUNCTIONS = ("nvmlEventSet", "nvmlDeviceRegisterEvents")
 _STATES = ("ok", "degraded", "predicted_failure", "failed")
 
 
-class GpuCollector(Collector):
+class GpuSource:
     """Nothing before the first :meth:`take`. ``admits`` says whether (hw.id, command name) gets its own series."""
 
-    def __init__(self, registry: CollectorRegistry, admits: Callable[[tuple[str, ...]], bool]) -> None:
+    def __init__(self, admits: Callable[[tuple[str, ...]], bool]) -> None:
         self._admits = admits
         self._latest: tuple[GpuHost, int, tuple[Sample, ...]] | None = None
-        registry.register(self)
 
     def take(self, host: GpuHost, now_mono_ns: int) -> None:
         """Called by the daemon's thread. Names are admitted here, in order of appearance, and not by scrapes."""
         named = tuple(sample for gpu in host.gpus if not gpu.lost for sample in self._processes(gpu))
         self._latest = host, now_mono_ns, named
 
-    def collect(self) -> Iterator[CounterMetricFamily | GaugeMetricFamily]:
-        families: dict[str, CounterMetricFamily | GaugeMetricFamily] = {}
+    def collect(self) -> Iterator[Snapshot]:
+        snapshots: dict[str, Snapshot] = {}
         for metric, labels, value in self._samples():
-            family = families.get(metric.name)
-            if family is None:
-                kind = CounterMetricFamily if metric.kind == "counter" else GaugeMetricFamily
-                family = families[metric.name] = kind(metric.name, metric.meaning, labels=metric.labels)
-            family.add_metric(labels, value)
-        yield from families.values()
+            snapshot = snapshots.get(metric.name)
+            if snapshot is None:
+                snapshot = snapshots[metric.name] = Snapshot(metric, [], since_start=False)
+            snapshot.series.append(Number(labels, value))
+        yield from snapshots.values()
 
     def _samples(self) -> Iterator[Sample]:
         latest = self._latest  # one state of the host for the whole scrape
@@ -67,7 +62,7 @@ class GpuCollector(Collector):
         for process in gpu.processes:
             by_name[process.comm if self._admits((gpu.uuid, process.comm)) else OTHER].append(process)
         for name, processes in by_name.items():
-            labels = (gpu.uuid, name)
+            labels = (gpu.uuid, encodable(name))
             yield from _sum(semconv.GPU_PROCESS_MEMORY, labels, [one.memory_bytes for one in processes])
             yield from _sum(semconv.GPU_PROCESS_UTILIZATION, labels, [one.sm for one in processes])
 
@@ -115,7 +110,7 @@ def _xids(gpu: GpuReading, device: tuple[str, ...]) -> Iterator[Sample]:
 def _values(gpu: GpuReading, device: tuple[str, ...]) -> Iterator[Sample]:
     values = {name: value for name, value in gpu.values.items() if not gpu.parent or name in _OF_INSTANCE}
     for metric, parts in semconv.GPU_VALUES.items():
-        whose = device if metric.labels[: len(device)] == semconv.DEVICE_LABELS else device[:1]
+        whose = device if metric.attributes[: len(device)] == semconv.DEVICE_ATTRIBUTES else device[:1]
         for name, labels in parts.items():
             if name in values:
                 yield metric, (*whose, *labels), values[name]

@@ -167,7 +167,7 @@ def _meta(body: dict[str, Any]) -> Meta:
         elif field.name == "runtime_locks":
             _require(all(_is_ranges(item) for item in value.values()), "meta runtime_locks")
         elif isinstance(value, dict):
-            maps = list(value.values()) if field.name == "resources" else [value]
+            maps = list(value.values()) if field.name in ("resources", "identities") else [value]
             _require(all(_is_text_map(item) for item in maps), f"meta {field.name}")
         setattr(meta, field.name, value)
     return meta

@@ -1,164 +1,84 @@
 """The node's metrics. Few, low in cardinality: what one request spent leaves as spans, linked by exemplars.
 
-:class:`Metrics` is updated by the daemon; ``scrape`` serves its registry.
+:class:`Metrics` is updated by the daemon; ``scrape`` and ``otlp_metrics`` read its registry.
 """
 
 from __future__ import annotations
 
 import signal
-import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import cast
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
-import prometheus_client
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
-from prometheus_client.registry import Collector
-from prometheus_client.utils import floatToGoString
 
 from tailspan import __version__
 from tailspan.attribute.causes import Cause
-from tailspan.attribute.verdict import Outcome
+from tailspan.attribute.verdict import CulpritKind, Outcome
 from tailspan.export import semconv
-from tailspan.export.gpus import GpuCollector
-from tailspan.export.semconv import OPEN_LABELS, OTHER, Metric
+from tailspan.export.families import Histogram, LabelSets, Number, Numbers, Registry, Snapshot
+from tailspan.export.gpus import GpuSource
+from tailspan.export.otlp.breaker import State
+from tailspan.export.otlp.outlet import REFUSED, REJECTED, OutletStats
+from tailspan.export.otlp.spool import SPOOL_FULL
+from tailspan.export.semconv import OTHER, Metric
+from tailspan.export.turns import run_queue_waits, taken_ns, thread_time_ns
 from tailspan.timeline.evidence import Table
 from tailspan.timeline.gpus import GpuHost
+from tailspan.timeline.tables import Join
 from tailspan.wire.events import GpuCallKind, IncidentKind, SocketFlags, SocketOp
+from tailspan.wire.otlp import Origin, Signal
 
-#: Combinations of open labels that one family keeps. A histogram has 19 series a combination and the time by
-#: cause one a cause: about 3,600 series in all when both are full.
-MAX_LABEL_SETS = 64
-
-Child = Counter | Gauge | Histogram
-
-
-class _LabelSets:
-    """The first ``limit`` combinations of open labels."""
-
-    def __init__(self, limit: int) -> None:
-        self._limit = limit
-        self._seen: set[tuple[str, ...]] = set()
-
-    def admits(self, combination: tuple[str, ...]) -> bool:
-        if combination not in self._seen:
-            if len(self._seen) >= self._limit:
-                return False
-            self._seen.add(combination)
-        return True
+#: Of REQUEST_DURATION, at 19 series each: combinations of name, model, version and status; those of them with the
+#: outcome and cause of a slow request; and outcomes with causes of all further ones.
+MAX_ROUTES, MAX_SLOW, MAX_SLOW_OTHERS = 40, 40, 10
+#: Names in REQUEST_TIME, at up to one series a cause each.
+MAX_NAMES = 32
+#: Processes by name, of GPU and name together.
+MAX_GPU_PROCESSES = semconv.GPU_PROCESS_MEMORY.limit
+#: Turns and slices that are kept at most before they are added up: some 4 MB.
+MANY_TURNS = 16_384
+#: Outcome of a request that was not slow.
+ORDINARY = "ordinary"
+#: Reasons that begin at 0, so that rate() sees the first.
+_DROPS = (SPOOL_FULL, REFUSED, REJECTED)
+_REFUSALS = ("malformed", "oversized", "foreign_uid", "unknown_sender", "backlog")
+_BREAKS = ("no_parent", "no_root", "trace_changed", "late", "unended", "backwards", "bad_id")
 
 
-class _Family:
-    """One metric. Its open labels take at most ``limit`` combinations; later ones are kept as ``other``."""
+class _RequestLabels:
+    """Bounds what routes, outcomes and causes multiply to. A route's ordinary requests never lack room because
+    others were slow in many ways.
+    """
 
-    def __init__(
-        self, metric: Metric, registry: CollectorRegistry, limit: int, overflow: Callable[[str], None]
-    ) -> None:
-        self._metric = metric
-        self._parent = _build(metric, registry)
-        self._open = [i for i, label in enumerate(metric.labels) if label in OPEN_LABELS]
-        self._sets = _LabelSets(limit)
-        self._overflow = overflow
-        self._children: dict[tuple[str, ...], Child] = {}
-        self._totals: dict[tuple[str, ...], float] = {}
+    def __init__(self) -> None:
+        self._routes, self._slow = LabelSets(MAX_ROUTES), LabelSets(MAX_SLOW)
+        self._others = LabelSets(MAX_SLOW_OTHERS)
 
-    def inc(self, *labels: str, by: float = 1.0) -> None:
-        cast(Counter, self._child(labels)).inc(by)
-
-    def set(self, *labels: str, to: float) -> None:
-        cast(Gauge, self._child(labels)).set(to)
-
-    def observe(self, *labels: str, value: float, exemplar: dict[str, str] | None = None) -> None:
-        cast(Histogram, self._child(labels)).observe(value, exemplar)
-
-    def advance(self, *labels: str, total: float) -> None:
-        """Bring a counter up to a total that another keeps; one that went back has started over."""
-        before = self._totals.get(labels, 0.0)
-        self._totals[labels] = total
-        self.inc(*labels, by=total - before if total >= before else total)
-
-    def _child(self, labels: tuple[str, ...]) -> Child:
-        child = self._children.get(labels)
-        if child is not None:
-            return child
-        if not labels:
-            return self._parent
-        if self._open and not self._sets.admits(tuple(labels[i] for i in self._open)):
-            self._overflow(self._metric.name)
-            labels = tuple(OTHER if i in self._open else label for i, label in enumerate(labels))
-            return self._parent.labels(*labels)
-        child = self._children[labels] = self._parent.labels(*labels)
-        return child
+    def of(self, route: tuple[str, ...], outcome: str, cause: str) -> tuple[str, ...]:
+        """The labels of a request; those that have no room left are ``other``."""
+        if not self._routes.admits(route):
+            route = (OTHER,) * len(route)
+        if outcome == ORDINARY or self._slow.admits((*route, outcome, cause)):
+            return (*route, outcome, cause)
+        if not self._others.admits((outcome, cause)):
+            outcome, cause = OTHER, OTHER
+        return (*(OTHER,) * len(route), outcome, cause)
 
 
-def _build(metric: Metric, registry: CollectorRegistry) -> Child:
-    if metric.kind == "histogram":
-        return Histogram(metric.name, metric.meaning, metric.labels, registry=registry, buckets=metric.buckets)
-    kind = Counter if metric.kind == "counter" else Gauge
-    return kind(metric.name, metric.meaning, metric.labels, registry=registry)
-
-
-class _ArrayHistogram(Collector):
-    """A histogram fed with arrays: one pass of numpy a call, not a call a value. Absent until the first value."""
-
-    def __init__(self, metric: Metric, registry: CollectorRegistry) -> None:
-        self._metric = metric
-        self._bounds = np.array(metric.buckets)
-        bounds = (*metric.buckets, float("inf"))
-        self._names = [floatToGoString(bound) for bound in bounds]  # type: ignore[no-untyped-call]
-        self._lock = threading.Lock()  # count and sum of a scrape belong together
-        self._counts: dict[tuple[str, ...], npt.NDArray[np.int64]] = {}
-        self._sums: dict[tuple[str, ...], float] = {}
-        registry.register(self)
-
-    def observe(self, *labels: str, durations_ns: npt.NDArray[np.int64]) -> None:
-        """Durations below 0, two stamps that crossed, count as 0."""
-        if not len(durations_ns):
-            return
-        seconds = np.maximum(durations_ns, 0) / 1e9
-        counts = np.bincount(np.searchsorted(self._bounds, seconds), minlength=len(self._names))
-        with self._lock:
-            self._counts[labels] = self._counts.get(labels, 0) + counts
-            self._sums[labels] = self._sums.get(labels, 0.0) + float(seconds.sum())
-
-    def collect(self) -> Iterator[HistogramMetricFamily]:
-        metric = self._metric
-        family = HistogramMetricFamily(metric.name, metric.meaning, labels=metric.labels)
-        with self._lock:
-            for labels, counts in self._counts.items():
-                buckets = list(zip(self._names, np.cumsum(counts).tolist(), strict=True))
-                family.add_metric(labels, buckets, self._sums[labels])
-        yield family
-
-
-class _HostTotals(Collector):
+class _HostTotals:
     """Totals that the kernel keeps, exposed as they are; one that it does not keep is absent."""
 
-    def __init__(self, registry: CollectorRegistry) -> None:
+    def __init__(self) -> None:
         self.totals: Mapping[str, int] = {}
-        registry.register(self)
 
-    def collect(self) -> Iterator[CounterMetricFamily | GaugeMetricFamily]:
+    def collect(self) -> Iterator[Snapshot]:
         totals = self.totals
         for metric, parts in semconv.HOST_TCP.items():
             kept = [totals[part] for part in parts if part in totals]
-            family = CounterMetricFamily if metric.kind == "counter" else GaugeMetricFamily
             if kept:
-                yield family(metric.name, metric.meaning, value=sum(kept))
+                yield Snapshot(metric, [Number((), sum(kept))], since_start=False)
 
 
-#: Histograms that take rows by the thousand.
-_ARRAY_HISTOGRAMS = (
-    semconv.TCP_CONNECT_DURATION,
-    semconv.TCP_FIRST_BYTE,
-    semconv.TCP_CONNECTION_DURATION,
-    semconv.TCP_ACCEPT_WAIT,
-    semconv.TCP_UNREAD_WAIT,
-    semconv.TCP_UPSTREAM_ANSWER,
-    semconv.GPU_CALL_DURATION,
-)
 #: CUDA calls by kind, as labels have it.
 _GPU_CALL_KINDS = {int(kind): kind.name.lower() for kind in GpuCallKind if kind is not GpuCallKind.COUNT}
 #: Signal -> its kind among the incidents.
@@ -170,44 +90,70 @@ _SIGNALS = {
 
 
 class Metrics:
-    """Updated from the daemon's thread, scraped from another."""
+    """Updated from the daemon's thread, read from others."""
 
-    def __init__(self, max_label_sets: int = MAX_LABEL_SETS) -> None:
-        # A *_created series beside every counter and histogram would cost as much as they do and tell nothing
-        # that the process start time does not.
-        prometheus_client.disable_created_metrics()  # type: ignore[no-untyped-call]
-        self.registry = CollectorRegistry()
-        self._limit = max_label_sets
-        self._histograms = {metric.name: _ArrayHistogram(metric, self.registry) for metric in _ARRAY_HISTOGRAMS}
-        self._host = _HostTotals(self.registry)
-        self._gpu_processes = _LabelSets(max_label_sets)
-        self._gpus = GpuCollector(self.registry, self._admits_gpu_process)
-        collected = {*_ARRAY_HISTOGRAMS, *semconv.HOST_TCP, *semconv.GPU_HOST}
-        self._families = {
-            metric.name: self._family(metric) for metric in semconv.METRICS if metric not in collected
-        }
+    def __init__(self) -> None:
+        self.registry = Registry()
+        self._host, self._gpus = _HostTotals(), GpuSource(self._admits_gpu_process)
+        self._gpu_processes = LabelSets(MAX_GPU_PROCESSES)
+        self._request_labels = _RequestLabels()
+        self._names = LabelSets(MAX_NAMES)
+        self._turns: list[tuple[Table, Table]] = []
+        self._numbers: dict[str, Numbers] = {}
+        self._histograms: dict[str, Histogram] = {}
+        for metric in semconv.METRICS:
+            if metric not in semconv.HOST_TCP and metric not in semconv.GPU_HOST:
+                self._make(metric)
+        self.registry.add(self._host)
+        self.registry.add(self._gpus)
         self._of(semconv.BUILD_INFO).set(__version__, to=1)
+        self._histogram(semconv.VERDICT_LATENCY).begin()
 
     def request(
-        self, name: str, model: str, version: str, status: str, duration_s: float, slow_trace_id: str = ""
+        self,
+        name: str,
+        model: str,
+        version: str,
+        status: str,
+        duration_s: float,
+        trace_id: str = "",
+        span_id: str = "",
+        outcome: Outcome | None = None,
+        cause: Cause | None = None,
     ) -> None:
-        """One finished request; a slow one brings its trace id (hex), which becomes the exemplar."""
-        exemplar = {"trace_id": slow_trace_id} if slow_trace_id else None
-        self._of(semconv.REQUEST_DURATION).observe(
-            name, model, version, status, value=duration_s, exemplar=exemplar
-        )
+        """One finished request. A slow one brings the hex ids of its span, which become the exemplar, and what its
+        verdict came to; None: it was not slow.
+        """
+        route = (name, model, version, status)
+        labels = self._request_labels.of(route, str(outcome or ORDINARY), semconv.cause_name(cause))
+        if labels[: len(route)] != route:
+            self._overflow(semconv.REQUEST_DURATION.name)
+        exemplar = tuple((key, each) for key, each in (("trace_id", trace_id), ("span_id", span_id)) if each)
+        self._histogram(semconv.REQUEST_DURATION).observe(*labels, value=duration_s, exemplar=exemplar)
 
     def ledger(self, name: str, parts_ns: Sequence[int]) -> None:
-        """One request's ledger: ns by :class:`Cause` position."""
+        """Requests' ledger: ns by :class:`Cause` position."""
+        if not self._names.admits((name,)):
+            self._overflow(semconv.REQUEST_TIME.name)
+            name = OTHER
         family = self._of(semconv.REQUEST_TIME)
         for cause in Cause:
             if parts_ns[cause] > 0:
                 family.inc(semconv.cause_name(cause), name, by=parts_ns[cause] * 1e-9)
 
-    def verdict(self, cause: Cause | None, outcome: Outcome, latency_s: float) -> None:
-        """One slow request judged, ``latency_s`` after it ended."""
-        self._of(semconv.SLOW_REQUESTS).inc(semconv.cause_name(cause), str(outcome))
-        self._of(semconv.VERDICT_LATENCY).observe(value=latency_s)
+    def verdict(
+        self,
+        cause: Cause | None,
+        outcome: Outcome,
+        latency_s: float,
+        excess_s: float = 0.0,
+        culprit: CulpritKind = CulpritKind.NONE,
+    ) -> None:
+        """One slow request judged, ``latency_s`` after it ended; it took ``excess_s`` longer than its like."""
+        name = semconv.cause_name(cause)
+        self._of(semconv.SLOW_REQUESTS).inc(name, str(outcome))
+        self._of(semconv.LOST_TIME).inc(name, str(culprit), by=max(excess_s, 0.0))
+        self._histogram(semconv.VERDICT_LATENCY).observe(value=latency_s)
 
     def unjudged(self) -> None:
         """One slow request stored without a verdict."""
@@ -221,6 +167,34 @@ class Metrics:
         """Kernel records that came with one drain, by class: ``cycle``, ``slice``, ``socket``, ..."""
         for record_class, count in counts.items():
             self._of(semconv.RECORDS).inc(record_class, by=count)
+
+    def turns(self, cycles: Table, slices: Table, add_up: bool = True) -> None:
+        """wire.events.THREAD_CYCLE and CPU_SLICE of one drain: what followed threads did, and who had their CPUs.
+
+        Few rows cost as much as a thousand: they are kept until they are to be added up, or are many. A turn that
+        is not over is not counted yet.
+        """
+        self._turns.append((cycles, slices))
+        if add_up or sum(len(rows) for turns in self._turns for rows in turns) >= MANY_TURNS:
+            self._add_up(*map(np.concatenate, zip(*self._turns, strict=True)))
+            self._turns.clear()
+
+    def _add_up(self, cycles: Table, slices: Table) -> None:
+        """No rows make the series, so that rate() sees the first."""
+        waits = self._histogram(semconv.RUN_QUEUE_WAIT)
+        waits.begin()
+        for durations_ns, times in run_queue_waits(cycles):
+            waits.observe_all(durations_ns=durations_ns, times=times)
+        for state, ns in thread_time_ns(cycles).items():
+            self._of(semconv.THREAD_TIME).inc(state, by=ns / 1e9)
+        for process, ns in taken_ns(cycles, slices).items():
+            self._of(semconv.TAKEN_TIME).inc(process, by=ns / 1e9)
+
+    def joined(self, join: npt.NDArray[np.integer]) -> None:
+        """timeline.tables.Join of requests: how the thread that served each is known."""
+        counts = np.bincount(join, minlength=len(Join)).tolist()
+        for by in Join:
+            self._of(semconv.REQUESTS_JOINED).inc(by.name.lower(), by=counts[by])
 
     def connections(self, rows: Table) -> None:
         """wire.events.CONNECTION: TCP connections of followed processes that are over."""
@@ -238,8 +212,8 @@ class Metrics:
         }
         connected = roles["connected"]
         answered = connected & (first_sent > 0) & (first_byte > first_sent)
-        self._array(semconv.TCP_CONNECT_DURATION).observe(durations_ns=(established - opened)[connected])
-        self._array(semconv.TCP_FIRST_BYTE).observe(durations_ns=(first_byte - first_sent)[answered])
+        self._histogram(semconv.TCP_CONNECT_DURATION).observe_all(durations_ns=(established - opened)[connected])
+        self._histogram(semconv.TCP_FIRST_BYTE).observe_all(durations_ns=(first_byte - first_sent)[answered])
         for role, which in roles.items():
             of_role = rows[which]
             self._of(semconv.TCP_CONNECTIONS).inc(role, by=len(of_role))
@@ -249,7 +223,7 @@ class Metrics:
             self._of(semconv.TCP_ZERO_WINDOWS).inc(role, by=int(of_role["zero_windows"].sum()))
             if role != "unseen":
                 lifetimes_ns = of_role["closed_mono_ns"] - of_role["opened_mono_ns"]
-                self._array(semconv.TCP_CONNECTION_DURATION).observe(role, durations_ns=lifetimes_ns)
+                self._histogram(semconv.TCP_CONNECTION_DURATION).observe_all(role, durations_ns=lifetimes_ns)
 
     def socket_waits(self, rows: Table) -> None:
         """wire.events.SOCKET_WAIT: TCP sockets of followed threads between two operations."""
@@ -263,11 +237,11 @@ class Metrics:
         begins = (rows["op"] == SocketOp.RECEIVE) & (flags & SocketFlags.MESSAGE != 0) & (arrived > 0)
         # Without its beginning, who of the two asks and who answers is not known.
         upstream = ~accepted & (rows["established_mono_ns"] > 0)
-        self._array(semconv.TCP_ACCEPT_WAIT).observe(
+        self._histogram(semconv.TCP_ACCEPT_WAIT).observe_all(
             durations_ns=queued_ns[accepted & (flags & SocketFlags.FIRST != 0)]
         )
-        self._array(semconv.TCP_UNREAD_WAIT).observe(durations_ns=(until - arrived)[accepted & begins])
-        self._array(semconv.TCP_UPSTREAM_ANSWER).observe(durations_ns=(arrived - since)[upstream & begins])
+        self._histogram(semconv.TCP_UNREAD_WAIT).observe_all(durations_ns=(until - arrived)[accepted & begins])
+        self._histogram(semconv.TCP_UPSTREAM_ANSWER).observe_all(durations_ns=(arrived - since)[upstream & begins])
 
     def incidents(self, rows: Table) -> None:
         """wire.events.INCIDENT. No rows make the series, so that rate() sees the first; not called without the
@@ -295,7 +269,9 @@ class Metrics:
             return
         durations_ns = rows["exit_mono_ns"] - rows["enter_mono_ns"]
         for number, kind in _GPU_CALL_KINDS.items():
-            self._array(semconv.GPU_CALL_DURATION).observe(kind, durations_ns=durations_ns[rows["kind"] == number])
+            self._histogram(semconv.GPU_CALL_DURATION).observe_all(
+                kind, durations_ns=durations_ns[rows["kind"] == number]
+            )
 
     def gpu_probes(self, hits: Mapping[str, int], attached: int, off: Mapping[str, int]) -> None:
         """``hits``: CUDA calls in total, by kind; ``attached``: functions with a probe now; ``off``: by kind, the
@@ -330,6 +306,39 @@ class Metrics:
         for reason, count in dropped.items():
             self._of(semconv.EXPORT_DROPPED).advance(exporter, reason, total=count)
 
+    def outlets(self, stats: Mapping[Signal, OutletStats]) -> None:
+        """What has become of each signal. One that has no endpoint has neither queue nor breaker."""
+        for name, one in stats.items():
+            self._of(semconv.OTLP_SENT).advance(name, total=one.sent_bytes)
+            for origin in Origin:
+                self._of(semconv.OTLP_ITEMS).advance(name, origin, total=one.items[origin])
+                for reason in _DROPS:
+                    self._of(semconv.OTLP_DROPPED).inc(name, origin, reason, by=0)
+            for (origin, reason), count in one.dropped.items():
+                self._of(semconv.OTLP_DROPPED).advance(name, origin, reason, total=count)
+            for reason, count in one.failures.items():
+                self._of(semconv.OTLP_FAILURES).advance(name, reason, total=count)
+            if one.limit_bytes:
+                self._queue(name, one)
+
+    def _queue(self, name: Signal, stats: OutletStats) -> None:
+        self._of(semconv.OTLP_QUEUED).set(name, to=stats.queued_bytes)
+        self._of(semconv.OTLP_QUEUE_LIMIT).set(name, to=stats.limit_bytes)
+        self._of(semconv.OTLP_QUEUE_AGE).set(name, to=stats.age_s)
+        for state in State:
+            self._of(semconv.OTLP_BREAKER).set(name, state, to=float(state is stats.breaker))
+
+    def receiver(
+        self, received: Mapping[Signal, int], refused: Mapping[str, int], broken: Mapping[str, int]
+    ) -> None:
+        """What collect.otlp has counted since it began: items by signal, messages and spans by reason."""
+        for name in Signal:
+            self._of(semconv.OTLP_RECEIVED).advance(name, total=received.get(name, 0))
+        for reason in {*_REFUSALS, *refused}:
+            self._of(semconv.OTLP_REFUSED).advance(reason, total=refused.get(reason, 0))
+        for reason in {*_BREAKS, *broken}:
+            self._of(semconv.OTLP_BROKEN_SPANS).advance(reason, total=broken.get(reason, 0))
+
     def agent(self, cpu_seconds: float, resident_bytes: int) -> None:
         """What the agent itself costs: CPU seconds in total, memory now."""
         self._of(semconv.AGENT_CPU).advance(total=cpu_seconds)
@@ -343,16 +352,22 @@ class Metrics:
     def _admits_gpu_process(self, gpu_and_name: tuple[str, ...]) -> bool:
         admitted = self._gpu_processes.admits(gpu_and_name)
         if not admitted:
-            self._of(semconv.LABEL_OVERFLOWS).inc(semconv.GPU_PROCESS_MEMORY.name)
+            self._overflow(semconv.GPU_PROCESS_MEMORY.name)
         return admitted
 
-    def _family(self, metric: Metric) -> _Family:
-        return _Family(
-            metric, self.registry, self._limit, lambda name: self._of(semconv.LABEL_OVERFLOWS).inc(name)
-        )
+    def _make(self, metric: Metric) -> None:
+        if metric.kind == "histogram":
+            self._histograms[metric.name] = histogram = Histogram(metric, self._overflow)
+            self.registry.add(histogram)
+        else:
+            self._numbers[metric.name] = numbers = Numbers(metric, self._overflow)
+            self.registry.add(numbers)
 
-    def _of(self, metric: Metric) -> _Family:
-        return self._families[metric.name]
+    def _overflow(self, metric_name: str) -> None:
+        self._of(semconv.LABEL_OVERFLOWS).inc(metric_name)
 
-    def _array(self, metric: Metric) -> _ArrayHistogram:
+    def _of(self, metric: Metric) -> Numbers:
+        return self._numbers[metric.name]
+
+    def _histogram(self, metric: Metric) -> Histogram:
         return self._histograms[metric.name]

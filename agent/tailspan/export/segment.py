@@ -62,6 +62,8 @@ class IndexRow:
     culprit: str = ""  #: its label
     confidence: float = 0.0
     sentence: str = ""
+    join: str = "said"  #: how its thread is known
+    broken: int = 0  #: spans of its trace that do not fit
 
     @classmethod
     def of(cls, verdict: Verdict) -> Self:
@@ -92,7 +94,7 @@ class IndexRow:
 
 def _of_request(request: RequestFacts) -> dict[str, Any]:
     """The fields of an :class:`IndexRow` that the request itself gives."""
-    names = ("trace_id", "span_id", "request_id", "name", "model", "service", "status", "pid")
+    names = ("trace_id", "span_id", "request_id", "name", "model", "service", "status", "pid", "join", "broken")
     return {name: getattr(request, name) for name in (*names, "start_unix_ns", "wall_ns")}
 
 

@@ -3,15 +3,24 @@
 OpenTelemetry's own name where one exists and means the same; the ``tailspan.`` prefix otherwise. Times are
 seconds, everywhere: the base unit of both ecosystems. Rounded to nanoseconds, a ledger in seconds still sums
 to the request's wall time exactly, since a double keeps 15 digits. Units are UCUM codes.
+
+A metric has its OpenTelemetry name here; what Prometheus calls it follows from that, its kind and its unit, by
+OpenTelemetry's own rules. So it has one name in a backend, whichever way it got there.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 
 from tailspan.attribute.causes import CAUSES, Cause
 
-SCOPE = "tailspan"  #: InstrumentationScope of every span; its version is the agent's
+SCOPE = "tailspan"  #: InstrumentationScope of every span and metric; its version is the agent's
+
+#: Name, unit and meaning stay; a change of them is announced in the changelog.
+STABLE = "stable"
+#: New, or named by a convention that is itself in development: may change.
+DEVELOPMENT = "development"
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,8 +34,10 @@ class Attribute:
     name: str
     type: str  #: string, int, double, boolean or string[]
     unit: str  #: "" where there is none
-    on: tuple[str, ...]  #: resource, request, verdict, step
+    on: tuple[str, ...]  #: resource, request, verdict, step, event
     meaning: str
+    source: str  #: who knows it
+    stability: str = STABLE
 
 
 #: Upper bounds of duration histograms, in seconds: 1-2-5 from 100 µs to 10 s.
@@ -35,14 +46,43 @@ DURATION_BUCKETS = (*(digit * 10.0**power for power in range(-4, 1) for digit in
 LIFETIME_BUCKETS = (0.001, 0.01, 0.1, 1.0, 10.0, 60.0, 600.0, 3600.0, 21600.0)
 
 
+#: Unit -> what its Prometheus name ends in. Units in braces only annotate, and leave no trace in the name.
+_UNIT_SUFFIXES = {
+    "s": "_seconds",
+    "By": "_bytes",
+    "Hz": "_hertz",
+    "W": "_watts",
+    "J": "_joules",
+    "Cel": "_celsius",
+}
+
+
 @dataclass(frozen=True, slots=True)
 class Metric:
-    name: str  #: as scraped
-    kind: str  #: counter, gauge or histogram
+    otel: str  #: as OpenTelemetry has it
+    instrument: str  #: counter, updowncounter, gauge or histogram
     unit: str
-    labels: tuple[str, ...]
+    attributes: tuple[str, ...]  #: as OpenTelemetry has them
     meaning: str
+    source: str  #: who knows it
+    stability: str = STABLE
     buckets: tuple[float, ...] = DURATION_BUCKETS  #: of a histogram
+    limit: int = 256  #: combinations of label values that are kept apart; what comes beyond is kept as OTHER
+    name: str = field(init=False, compare=False)  #: as scraped
+    kind: str = field(init=False, compare=False)  #: Prometheus' type
+    labels: tuple[str, ...] = field(init=False, compare=False)  #: the attributes, as scraped
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "name", _prometheus_name(self.otel, self.instrument, self.unit))
+        object.__setattr__(self, "kind", "gauge" if self.instrument == "updowncounter" else self.instrument)
+        object.__setattr__(self, "labels", tuple(each.replace(".", "_") for each in self.attributes))
+
+
+def _prometheus_name(otel: str, instrument: str, unit: str) -> str:
+    """opentelemetry.io/docs/specs/otel/compatibility/prometheus_and_openmetrics: a share is a gauge of unit 1."""
+    share = "_ratio" if instrument == "gauge" and unit == "1" else ""
+    total = "_total" if instrument == "counter" else ""
+    return otel.replace(".", "_") + _UNIT_SUFFIXES.get(unit, share) + total
 
 
 def cause_name(cause: Cause | None) -> str:
@@ -53,7 +93,7 @@ def cause_name(cause: Cause | None) -> str:
 def _by_cause(namespace: str, meaning: str) -> dict[Cause, Attribute]:
     return {
         cause: Attribute(
-            f"{namespace}.{cause_name(cause)}", "double", "s", ("verdict",), f"{meaning}: {info.words}"
+            f"{namespace}.{cause_name(cause)}", "double", "s", ("verdict",), f"{meaning}: {info.words}", "verdict"
         )
         for cause, info in CAUSES.items()
     }
@@ -62,6 +102,7 @@ def _by_cause(namespace: str, meaning: str) -> dict[Cause, Attribute]:
 # --- spans --------------------------------------------------------------------------------------------------
 
 VERDICT_SPAN = SpanName("tailspan.verdict", "the whole of a slow request: its ledger, cause and culprit")
+#: A stretch that is too short for a span is an event of that name on the verdict span.
 STEP_SPANS: dict[Cause, SpanName] = {
     cause: SpanName(f"tailspan.{cause_name(cause)}", f"a stretch of the request's critical path: {info.words}")
     for cause, info in CAUSES.items()
@@ -69,17 +110,39 @@ STEP_SPANS: dict[Cause, SpanName] = {
 
 # --- attributes ---------------------------------------------------------------------------------------------
 
-SERVICE_NAME = Attribute("service.name", "string", "", ("resource",), "the worker's service")
-PROCESS_PID = Attribute("process.pid", "int", "", ("resource",), "the worker's process")
-HOST_NAME = Attribute("host.name", "string", "", ("resource",), "the host that the agent runs on")
+SERVICE_NAME = Attribute("service.name", "string", "", ("resource",), "the worker's service", "worker")
+PROCESS_PID = Attribute("process.pid", "int", "", ("resource",), "the worker's process", "kernel", DEVELOPMENT)
+HOST_NAME = Attribute(
+    "host.name", "string", "", ("resource",), "the host that the agent runs on", "agent", DEVELOPMENT
+)
 
-ERROR_TYPE = Attribute("error.type", "string", "", ("request",), "the request's status, where it is not ok")
+#: What a worker's cgroup is; where the worker says one of them itself, that is it.
+IDENTITY: dict[str, Attribute] = {
+    name: Attribute(name, kind, "", ("resource",), meaning, "runtime", DEVELOPMENT)
+    for name, kind, meaning in (
+        ("container.id", "string", "the worker's container, as its runtime has it"),
+        ("container.name", "string", "that container's name"),
+        ("container.image.name", "string", "its image, without the tag"),
+        ("container.image.tags", "string[]", "that image's tag"),
+        ("k8s.container.name", "string", "the worker's container, as its pod has it"),
+        ("k8s.namespace.name", "string", "its pod's namespace"),
+        ("k8s.node.name", "string", "its node, where the agent is told it (K8S_NODE_NAME)"),
+        ("k8s.pod.name", "string", "its pod"),
+        ("k8s.pod.uid", "string", "its pod's uid"),
+        ("tailspan.systemd.unit", "string", "its systemd unit"),
+    )
+}
+
+ERROR_TYPE = Attribute(
+    "error.type", "string", "", ("request",), "the request's status, where it is not ok", "worker"
+)
 SYNTHESIZED = Attribute(
     "tailspan.synthesized",
     "boolean",
     "",
     ("request",),
     "the worker did not sample its own span: this stands for it",
+    "agent",
 )
 
 OUTCOME = Attribute(
@@ -88,46 +151,91 @@ OUTCOME = Attribute(
     "",
     ("verdict",),
     "what the verdict came to: named, own-work, normal, inconclusive",
+    "verdict",
 )
-CAUSE = Attribute("tailspan.cause", "string", "", ("verdict", "step"), "what the time was spent on")
-SENTENCE = Attribute("tailspan.sentence", "string", "", ("verdict",), "the verdict in one sentence, with numbers")
-CONFIDENCE = Attribute("tailspan.confidence", "double", "1", ("verdict",), "0 to 1")
-EXCESS = Attribute("tailspan.excess", "double", "s", ("verdict",), "wall time above the like requests' median")
+CAUSE = Attribute(
+    "tailspan.cause", "string", "", ("verdict", "step", "event"), "what the time was spent on", "verdict"
+)
+SENTENCE = Attribute(
+    "tailspan.sentence", "string", "", ("verdict",), "the verdict in one sentence, with numbers", "verdict"
+)
+CONFIDENCE = Attribute("tailspan.confidence", "double", "1", ("verdict",), "0 to 1", "verdict")
+EXCESS = Attribute(
+    "tailspan.excess", "double", "s", ("verdict",), "wall time above the like requests' median", "verdict"
+)
 LEDGER = _by_cause("tailspan.ledger", "part of the request's wall time")
 BELOW_FLOOR = _by_cause(
     "tailspan.below_floor", "the same part's time in stretches too short for a span of their own"
 )
 
 CULPRIT_KIND = Attribute(
-    "tailspan.culprit.kind", "string", "", ("verdict",), "process, own, kthread, waker, batch, ..."
+    "tailspan.culprit.kind", "string", "", ("verdict",), "process, own, kthread, waker, batch, ...", "verdict"
 )
 CULPRIT_LABEL = Attribute(
-    "tailspan.culprit.label", "string", "", ("verdict",), "the culprit for people: stress-ng[9001]"
+    "tailspan.culprit.label", "string", "", ("verdict",), "the culprit for people: stress-ng[9001]", "verdict"
 )
-CULPRIT_TIME = Attribute("tailspan.culprit.time", "double", "s", ("verdict",), "the culprit's share of the cause")
+CULPRIT_TIME = Attribute(
+    "tailspan.culprit.time", "double", "s", ("verdict",), "the culprit's share of the cause", "verdict"
+)
 CULPRIT_PID = Attribute(
-    "tailspan.culprit.pid", "int", "", ("verdict",), "the culprit's process, as the host numbers it"
+    "tailspan.culprit.pid", "int", "", ("verdict",), "the culprit's process, as the host numbers it", "verdict"
 )
-CULPRIT_TID = Attribute("tailspan.culprit.tid", "int", "", ("verdict",), "the culprit's kernel thread id")
-CULPRIT_COMM = Attribute("tailspan.culprit.comm", "string", "", ("verdict",), "the culprit's kernel command name")
+CULPRIT_TID = Attribute(
+    "tailspan.culprit.tid", "int", "", ("verdict",), "the culprit's kernel thread id", "verdict"
+)
+CULPRIT_COMM = Attribute(
+    "tailspan.culprit.comm", "string", "", ("verdict",), "the culprit's kernel command name", "verdict"
+)
 CULPRIT_CGROUP = Attribute(
-    "tailspan.culprit.cgroup", "string", "", ("verdict",), "path below the hierarchy's root"
+    "tailspan.culprit.cgroup", "string", "", ("verdict",), "path below the hierarchy's root", "verdict"
 )
+#: What the culprit's cgroup is, by OpenTelemetry's name for the same of a resource.
+CULPRIT_IDENTITY: dict[str, Attribute] = {
+    name: Attribute(
+        f"tailspan.culprit.{name.removeprefix('tailspan.')}",
+        "string",
+        "",
+        ("verdict",),
+        f"the culprit's {what}",
+        "runtime",
+        DEVELOPMENT,
+    )
+    for name, what in (
+        ("container.id", "container, as its runtime has it"),
+        ("container.name", "container's name"),
+        ("container.image.name", "container's image, without the tag"),
+        ("k8s.container.name", "container, as its pod has it"),
+        ("k8s.namespace.name", "pod's namespace"),
+        ("k8s.pod.name", "pod"),
+        ("tailspan.systemd.unit", "systemd unit"),
+    )
+}
 CULPRIT_OWNER = Attribute(
-    "tailspan.culprit.owner", "string", "", ("verdict",), "the batch or the request (span id) waited for"
+    "tailspan.culprit.owner",
+    "string",
+    "",
+    ("verdict",),
+    "the batch or the request (span id) waited for",
+    "verdict",
 )
 
 COVERAGE = Attribute(
-    "tailspan.coverage", "double", "1", ("verdict",), "share of the wall time that is not unknown"
+    "tailspan.coverage", "double", "1", ("verdict",), "share of the wall time that is not unknown", "verdict"
 )
 LOST = Attribute(
-    "tailspan.lost", "int", "{record}", ("verdict",), "records and messages lost in the request's window"
+    "tailspan.lost", "int", "{record}", ("verdict",), "records and messages lost in the request's window", "agent"
 )
 CLOCK_ERROR = Attribute(
-    "tailspan.clock.error", "double", "s", ("verdict",), "bound on worker clock against kernel clock"
+    "tailspan.clock.error", "double", "s", ("verdict",), "bound on worker clock against kernel clock", "agent"
 )
 HW_ID = Attribute(
-    "hw.id", "string", "", ("verdict", "request"), "uuid of the GPU, or MIG instance, that the request ran on"
+    "hw.id",
+    "string",
+    "",
+    ("verdict", "request"),
+    "uuid of the GPU, or MIG instance, that the request ran on",
+    "worker",
+    DEVELOPMENT,
 )
 GPU_PROVIDER = Attribute(
     "tailspan.gpu.provider",
@@ -135,142 +243,355 @@ GPU_PROVIDER = Attribute(
     "",
     ("verdict", "request"),
     "what ran the request, in its runtime's words: CUDAExecutionProvider",
+    "worker",
+    DEVELOPMENT,
 )
 GPU_SAMPLE_AGE = Attribute(
-    "tailspan.gpu.sample_age", "double", "s", ("verdict",), "absent where no GPU fact was used"
+    "tailspan.gpu.sample_age",
+    "double",
+    "s",
+    ("verdict",),
+    "absent where no GPU fact was used",
+    "NVML",
+    DEVELOPMENT,
 )
 NOTES = Attribute(
-    "tailspan.notes", "string[]", "", ("verdict",), "what the evidence lacked: probes off, rows evicted"
+    "tailspan.notes", "string[]", "", ("verdict",), "what the evidence lacked: probes off, rows evicted", "verdict"
 )
-RULED_OUT = Attribute("tailspan.ruled_out", "string[]", "", ("verdict",), "causes looked for and not found")
+RULED_OUT = Attribute(
+    "tailspan.ruled_out", "string[]", "", ("verdict",), "causes looked for and not found", "verdict"
+)
 CHAIN = Attribute(
-    "tailspan.chain", "string[]", "", ("verdict",), "each thread and why it did not go on; it waited for the next"
+    "tailspan.chain",
+    "string[]",
+    "",
+    ("verdict",),
+    "each thread and why it did not go on; it waited for the next",
+    "kernel probes",
 )
 FACTS = Attribute(
-    "tailspan.facts", "string[]", "", ("verdict",), "its connection, page faults, migrations, signals"
+    "tailspan.facts",
+    "string[]",
+    "",
+    ("verdict",),
+    "its connection, page faults, migrations, signals",
+    "kernel probes",
 )
-ALTERNATIVES = Attribute("tailspan.alternatives", "string[]", "", ("verdict",), "causes considered, and why not")
+ALTERNATIVES = Attribute(
+    "tailspan.alternatives", "string[]", "", ("verdict",), "causes considered, and why not", "verdict"
+)
 
-LIKE_COUNT = Attribute("tailspan.like.count", "int", "{request}", ("verdict",), "like requests compared with")
-LIKE_P50 = Attribute("tailspan.like.p50", "double", "s", ("verdict",), "median duration of like requests")
-LIKE_THRESHOLD = Attribute("tailspan.like.threshold", "double", "s", ("verdict",), "a request above it is slow")
+LIKE_COUNT = Attribute(
+    "tailspan.like.count", "int", "{request}", ("verdict",), "like requests compared with", "verdict"
+)
+LIKE_P50 = Attribute(
+    "tailspan.like.p50", "double", "s", ("verdict",), "median duration of like requests", "verdict"
+)
+LIKE_THRESHOLD = Attribute(
+    "tailspan.like.threshold", "double", "s", ("verdict",), "a request above it is slow", "verdict"
+)
 
-REQUEST_ID = Attribute("tailspan.request.id", "string", "", ("verdict", "request"), "the worker's own id for it")
-REQUEST_NAME = Attribute("tailspan.request.name", "string", "", ("verdict",), "the route")
-MODEL_NAME = Attribute("tailspan.model.name", "string", "", ("verdict", "request"), "the model served")
-MODEL_VERSION = Attribute("tailspan.model.version", "string", "", ("verdict", "request"), "the model's version")
-BATCH_ID = Attribute("tailspan.batch.id", "int", "", ("verdict", "request"), "the batch that carried the request")
-BATCH_SIZE = Attribute("tailspan.batch.size", "int", "{request}", ("verdict", "request"), "requests in that batch")
+REQUEST_ID = Attribute(
+    "tailspan.request.id", "string", "", ("verdict", "request"), "the worker's own id for it", "worker"
+)
+REQUEST_NAME = Attribute("tailspan.request.name", "string", "", ("verdict",), "the route", "worker")
+MODEL_NAME = Attribute("tailspan.model.name", "string", "", ("verdict", "request"), "the model served", "worker")
+MODEL_VERSION = Attribute(
+    "tailspan.model.version", "string", "", ("verdict", "request"), "the model's version", "worker"
+)
+BATCH_ID = Attribute(
+    "tailspan.batch.id", "int", "", ("verdict", "request"), "the batch that carried the request", "worker"
+)
+BATCH_SIZE = Attribute(
+    "tailspan.batch.size", "int", "{request}", ("verdict", "request"), "requests in that batch", "worker"
+)
 BATCH_CAPACITY = Attribute(
-    "tailspan.batch.capacity", "int", "{request}", ("verdict", "request"), "the most it could hold"
+    "tailspan.batch.capacity", "int", "{request}", ("verdict", "request"), "the most it could hold", "worker"
 )
 
-NOTE = Attribute("tailspan.note", "string", "", ("step",), "culprit, waker or batch, in words")
-THREAD_TID = Attribute("tailspan.thread.tid", "int", "", ("step", "request"), "kernel thread id on the host")
-THREAD_COMM = Attribute("tailspan.thread.comm", "string", "", ("step",), "kernel command name of that thread")
+NOTE = Attribute(
+    "tailspan.note", "string", "", ("step", "event"), "culprit, waker or batch, in words", "kernel probes"
+)
+THREAD_TID = Attribute(
+    "tailspan.thread.tid",
+    "int",
+    "",
+    ("step", "request", "event"),
+    "kernel thread id on the host",
+    "scheduler switches",
+)
+THREAD_JOIN = Attribute(
+    "tailspan.thread.join",
+    "string",
+    "",
+    ("verdict",),
+    "how the thread that served the request is known: said, socket, process, none",
+    "agent",
+    DEVELOPMENT,
+)
+BROKEN_SPANS = Attribute(
+    "tailspan.trace.broken",
+    "int",
+    "{span}",
+    ("verdict",),
+    "spans of the request that do not fit into its trace",
+    "workers' OTLP",
+    DEVELOPMENT,
+)
+THREAD_COMM = Attribute(
+    "tailspan.thread.comm", "string", "", ("step",), "kernel command name of that thread", "scheduler switches"
+)
 WORKER_SPAN = Attribute(
-    "tailspan.worker.span", "string", "", ("step",), "the worker's innermost span in that stretch"
+    "tailspan.worker.span", "string", "", ("step",), "the worker's innermost span in that stretch", "worker"
+)
+
+DURATION = Attribute(
+    "tailspan.duration",
+    "double",
+    "s",
+    ("event",),
+    "how long the stretch took; the event's time is its beginning",
+    "verdict",
+    DEVELOPMENT,
 )
 
 ATTRIBUTES: tuple[Attribute, ...] = (
     *(value for value in list(globals().values()) if isinstance(value, Attribute)),
     *LEDGER.values(),
     *BELOW_FLOOR.values(),
+    *IDENTITY.values(),
+    *CULPRIT_IDENTITY.values(),
 )
 
 # --- metrics ------------------------------------------------------------------------------------------------
 
-#: Labels whose values others choose: workers, and whoever runs on a GPU (``process``). Each family keeps a bounded
-#: number of their combinations; what comes beyond is kept under :data:`OTHER`.
+#: Labels whose values others choose: workers, and whoever runs on a CPU or GPU (``process``). Where a metric has
+#: its limit of combinations, they are the first to become :data:`OTHER`.
 OPEN_LABELS = frozenset({"name", "model", "version", "status", "process"})
 OTHER = "other"
 
+_own = partial(Metric, source="agent")
+_new = partial(Metric, source="agent", stability=DEVELOPMENT)
+_otlp_in = partial(Metric, source="workers' OTLP", stability=DEVELOPMENT)
+_tcp = partial(Metric, source="TCP probes")
+_host_tcp = partial(Metric, source="/proc/net")
+_cuda = partial(Metric, source="CUDA probes", stability=DEVELOPMENT)
+_nvml = partial(Metric, source="NVML", stability=DEVELOPMENT)
+
 REQUEST_DURATION = Metric(
-    "tailspan_request_duration_seconds",
+    "tailspan.request.duration",
     "histogram",
     "s",
-    ("name", "model", "version", "status"),
-    "Wall time of the worker's requests; a slow one leaves its trace id as an exemplar",
+    ("name", "model", "version", "status", "outcome", "cause"),
+    "Wall time of the worker's requests; a slow one leaves its trace and span id as an exemplar. outcome and "
+    "cause: of its verdict; ordinary and none where it was not slow",
+    "worker, verdicts",
+    limit=92,
 )
 REQUEST_TIME = Metric(
-    "tailspan_request_time_seconds_total",
+    "tailspan.request.time",
     "counter",
     "s",
     ("cause", "name"),
     "What the wall time of all requests was spent on; over all causes it sums to the requests' durations",
+    "ledgers",
+    limit=33 * len(CAUSES),
 )
 SLOW_REQUESTS = Metric(
-    "tailspan_slow_requests_total",
+    "tailspan.slow_requests",
     "counter",
     "{request}",
     ("cause", "outcome"),
     "Slow requests; outcome unjudged: stored, and judged when they are explained",
+    "verdicts",
 )
-VERDICT_LATENCY = Metric(
-    "tailspan_verdict_latency_seconds", "histogram", "s", (), "From a slow request's end to its verdict"
+LOST_TIME = Metric(
+    "tailspan.lost_time",
+    "counter",
+    "s",
+    ("cause", "culprit"),
+    "Time that slow requests took above what is usual for their like, by the cause of their verdict and the kind "
+    "of its culprit: process, own, waker, ...; none where there is none",
+    "verdicts",
+    DEVELOPMENT,
+    limit=128,
 )
-FORGOTTEN_REQUESTS = Metric(
-    "tailspan_forgotten_requests_total",
+THREAD_TIME = Metric(
+    "tailspan.thread.time",
+    "counter",
+    "s",
+    ("state",),
+    "What followed threads did with their time: on_cpu, with the interrupts that came meanwhile; run_queue; "
+    "throttled; blocked. A turn is counted when it is over",
+    "scheduler switches",
+    DEVELOPMENT,
+)
+RUN_QUEUE_WAIT = Metric(
+    "tailspan.run_queue.wait",
+    "histogram",
+    "s",
+    (),
+    "How long followed threads that were ready waited for a CPU, each time; quotas not included. Moved to another "
+    "CPU's queue, they begin another wait",
+    "scheduler switches",
+    DEVELOPMENT,
+)
+TAKEN_TIME = Metric(
+    "tailspan.taken_cpu",
+    "counter",
+    "s",
+    ("process",),
+    "CPU time of others while a followed thread waited for that CPU, by the command name of who had it; kernel "
+    "threads by their kind: kworker",
+    "scheduler switches",
+    DEVELOPMENT,
+    limit=64,
+)
+VERDICT_LATENCY = _own(
+    "tailspan.verdict.latency", "histogram", "s", (), "From a slow request's end to its verdict"
+)
+FORGOTTEN_REQUESTS = _own(
+    "tailspan.forgotten_requests",
     "counter",
     "{request}",
     (),
     "Slow requests whose evidence was not kept, because too many were slow at once",
 )
-RECORDS = Metric(
-    "tailspan_records_total", "counter", "{record}", ("class",), "Records that the kernel handed over"
-)
-LOST_RECORDS = Metric(
-    "tailspan_lost_records_total",
+RECORDS = _own("tailspan.records", "counter", "{record}", ("class",), "Records that the kernel handed over")
+LOST_RECORDS = _own(
+    "tailspan.lost_records",
     "counter",
     "{record}",
     ("class",),
     "Records the kernel could not hand over, messages that clients dropped, rows that the window evicted",
 )
 DROPPED_MESSAGES = Metric(
-    "tailspan_dropped_messages_total",
+    "tailspan.dropped_messages",
     "counter",
     "{message}",
     ("reason",),
     "Worker messages that the client dropped or the agent refused",
+    "worker, agent",
 )
-PROBE_ATTACHED = Metric(
-    "tailspan_probe_attached",
-    "gauge",
+PROBE_ATTACHED = _own(
+    "tailspan.probe.attached",
+    "updowncounter",
     "1",
     ("probe",),
     "1 if the probe is attached; 0: what it shows is unknowable",
 )
-WINDOW_ROWS = Metric("tailspan_window_rows", "gauge", "{row}", ("table",), "Rows held in the live window")
-BUILD_INFO = Metric(
-    "tailspan_build_info", "gauge", "1", ("version",), "Always 1; the label is the agent's version"
+WINDOW_ROWS = _own("tailspan.window.rows", "updowncounter", "{row}", ("table",), "Rows held in the live window")
+BUILD_INFO = _own(
+    "tailspan.build_info", "updowncounter", "1", ("version",), "Always 1; the label is the agent's version"
 )
-AGENT_CPU = Metric("tailspan_agent_cpu_seconds_total", "counter", "s", (), "CPU time of the agent itself")
-AGENT_MEMORY = Metric(
-    "tailspan_agent_resident_memory_bytes", "gauge", "By", (), "Resident memory of the agent itself"
+AGENT_CPU = _own("tailspan.agent.cpu", "counter", "s", (), "CPU time of the agent itself")
+AGENT_MEMORY = _own(
+    "tailspan.agent.resident_memory", "updowncounter", "By", (), "Resident memory of the agent itself"
 )
 BPF_RUN_TIME = Metric(
-    "tailspan_bpf_run_seconds_total",
+    "tailspan.bpf.run",
     "counter",
     "s",
     ("program",),
     "Run time of a BPF program; only where the kernel keeps it (kernel.bpf_stats_enabled)",
+    "kernel",
 )
-EXPORTED = Metric(
-    "tailspan_exported_total",
+EXPORTED = _own(
+    "tailspan.exported", "counter", "{verdict}", ("exporter",), "Verdicts delivered to a backend or to disk"
+)
+EXPORT_DROPPED = _own(
+    "tailspan.export_dropped", "counter", "{verdict}", ("exporter", "reason"), "Verdicts an exporter had to drop"
+)
+OTLP_SENT = _new(
+    "tailspan.otlp.sent",
     "counter",
-    "{verdict}",
-    ("exporter",),
-    "Verdicts delivered to a backend or to disk",
+    "By",
+    ("signal",),
+    "Bytes of OTLP that the backend has taken, before compression",
 )
-EXPORT_DROPPED = Metric(
-    "tailspan_export_dropped_total",
+OTLP_ITEMS = _new(
+    "tailspan.otlp.items",
     "counter",
-    "{verdict}",
-    ("exporter", "reason"),
-    "Verdicts an exporter had to drop",
+    "{item}",
+    ("signal", "origin"),
+    "Spans, data points and log records that the backend has taken; origin own: the agent's, forwarded: workers'",
 )
-LABEL_OVERFLOWS = Metric(
-    "tailspan_label_overflows_total",
+OTLP_DROPPED = _new(
+    "tailspan.otlp.dropped_items",
+    "counter",
+    "{item}",
+    ("signal", "origin", "reason"),
+    "Spans, data points and log records that never reached the backend, by why",
+)
+OTLP_FAILURES = _new(
+    "tailspan.otlp.failures",
+    "counter",
+    "{attempt}",
+    ("signal", "reason"),
+    "Attempts to send that failed; what was to be sent is tried again",
+)
+OTLP_QUEUED = _new(
+    "tailspan.otlp.queued",
+    "updowncounter",
+    "By",
+    ("signal",),
+    "Bytes that wait for the backend, on disk and in memory",
+)
+OTLP_QUEUE_LIMIT = _new(
+    "tailspan.otlp.queue_limit",
+    "updowncounter",
+    "By",
+    ("signal",),
+    "What may wait; beyond it the oldest is dropped",
+)
+OTLP_QUEUE_AGE = _new(
+    "tailspan.otlp.queue_age", "gauge", "s", ("signal",), "For how long the oldest has waited; 0 if none does"
+)
+OTLP_BREAKER = _new(
+    "tailspan.otlp.breaker",
+    "updowncounter",
+    "1",
+    ("signal", "state"),
+    "1 for the state of the circuit breaker: closed, the backend takes what it is sent; open, it is left alone "
+    "for a while; half_open, it is tried",
+)
+OTLP_RECEIVED = _otlp_in(
+    "tailspan.otlp.received_items",
+    "counter",
+    "{item}",
+    ("signal",),
+    "Spans, data points and log records that workers have sent by OTLP",
+)
+OTLP_REFUSED = _otlp_in(
+    "tailspan.otlp.refused",
+    "counter",
+    "{message}",
+    ("reason",),
+    "OTLP messages of workers that the agent has refused, or could not join: malformed, oversized, foreign_uid, "
+    "unknown_sender, backlog, ...",
+)
+OTLP_BROKEN_SPANS = _otlp_in(
+    "tailspan.otlp.broken_spans",
+    "counter",
+    "{span}",
+    ("reason",),
+    "Spans of workers whose trace does not fit together: no_parent, it never came; no_root, the request's own "
+    "span never came (it was not ended, or was lost); trace_changed, it has another trace id than its parent; "
+    "late, its request was complete without it; duplicate; unended; backwards, it ends before it starts; "
+    "too_long, future, before_boot; bad_id, bad_value; too_many and overflow, more than are kept",
+)
+REQUESTS_JOINED = Metric(
+    "tailspan.requests_joined",
+    "counter",
+    "{request}",
+    ("by",),
+    "Requests by how the thread that served them is known: said, by the worker; socket, it read the request; "
+    "process, it did by far the most in its process meanwhile; none, it is not",
+    "worker, TCP probes",
+    DEVELOPMENT,
+)
+LABEL_OVERFLOWS = _own(
+    "tailspan.label_overflows",
     "counter",
     "{observation}",
     ("metric",),
@@ -278,78 +599,78 @@ LABEL_OVERFLOWS = Metric(
 )
 
 # TCP of followed processes; a connection is counted when it is over.
-TCP_CONNECTIONS = Metric(
-    "tailspan_tcp_connections_total",
+TCP_CONNECTIONS = _tcp(
+    "tailspan.tcp.connections",
     "counter",
     "{connection}",
     ("role",),
     "Connections of followed processes that are over: accepted or connected by them; failed, never established; "
     "unseen, open before the agent was",
 )
-TCP_MESSAGES = Metric(
-    "tailspan_tcp_messages_total",
+TCP_MESSAGES = _tcp(
+    "tailspan.tcp.messages",
     "counter",
     "{message}",
     ("role",),
     "Messages that came on the connections that are over: requests where accepted, answers where connected; "
     "divided by the connections, how often one is used",
 )
-TCP_RETRANSMITS = Metric(
-    "tailspan_tcp_retransmits_total",
+TCP_RETRANSMITS = _tcp(
+    "tailspan.tcp.retransmits",
     "counter",
     "{segment}",
     ("role",),
     "Segments sent again on the connections that are over",
 )
-TCP_RESETS = Metric(
-    "tailspan_tcp_resets_total", "counter", "{connection}", ("role",), "Connections that the peer has reset"
+TCP_RESETS = _tcp(
+    "tailspan.tcp.resets", "counter", "{connection}", ("role",), "Connections that the peer has reset"
 )
-TCP_ZERO_WINDOWS = Metric(
-    "tailspan_tcp_zero_windows_total",
+TCP_ZERO_WINDOWS = _tcp(
+    "tailspan.tcp.zero_windows",
     "counter",
     "{operation}",
     ("role",),
     "Operations that found the peer's receive window closed, on the connections that are over",
 )
-TCP_CONNECT_DURATION = Metric(
-    "tailspan_tcp_connect_duration_seconds",
+TCP_CONNECT_DURATION = _tcp(
+    "tailspan.tcp.connect_duration",
     "histogram",
     "s",
     (),
     "From the SYN that a followed process sends to the connection",
 )
-TCP_FIRST_BYTE = Metric(
-    "tailspan_tcp_time_to_first_byte_seconds",
+TCP_FIRST_BYTE = _tcp(
+    "tailspan.tcp.time_to_first_byte",
     "histogram",
     "s",
     (),
     "On connections that a followed process opened: from its first byte to the peer's, where it spoke first",
 )
-TCP_CONNECTION_DURATION = Metric(
-    "tailspan_tcp_connection_duration_seconds",
+TCP_CONNECTION_DURATION = _tcp(
+    "tailspan.tcp.connection_duration",
     "histogram",
     "s",
     ("role",),
     "Lifetime of connections that are over, but for the unseen; of the failed, how long it was tried",
-    LIFETIME_BUCKETS,
+    buckets=LIFETIME_BUCKETS,
 )
-TCP_ACCEPT_WAIT = Metric(
-    "tailspan_tcp_accept_wait_seconds",
+TCP_ACCEPT_WAIT = _tcp(
+    "tailspan.tcp.accept_wait",
     "histogram",
     "s",
     (),
     "From a connection's handshake to the first read of it, where bytes came before it was accepted; "
     "0 where it was accepted in time",
 )
-TCP_UNREAD_WAIT = Metric(
-    "tailspan_tcp_unread_wait_seconds",
+TCP_UNREAD_WAIT = _tcp(
+    "tailspan.tcp.unread_wait",
     "histogram",
     "s",
     (),
     "From a request's first byte on an accepted connection to the read of it; includes the accept queue",
 )
-TCP_UPSTREAM_ANSWER = Metric(
-    "tailspan_tcp_upstream_answer_seconds",
+TCP_UPSTREAM_ANSWER = _tcp(
+    "tailspan.tcp.upstream_answer",
     "histogram",
     "s",
     (),
@@ -358,101 +679,100 @@ TCP_UPSTREAM_ANSWER = Metric(
 )
 
 INCIDENTS = Metric(
-    "tailspan_incidents_total",
+    "tailspan.incidents",
     "counter",
     "{incident}",
     ("kind",),
     "oom_kill: processes of the host that the out-of-memory killer chose; stop, continue, terminate: such signals "
     "to followed threads",
+    "signal probes",
 )
 
 # TCP of the agent's network namespace: the kernel's totals since it was made. One that it does not keep is absent.
-HOST_TCP_SENT = Metric(
-    "tailspan_host_tcp_sent_segments_total", "counter", "{segment}", (), "Segments sent, without those sent again"
+HOST_TCP_SENT = _host_tcp(
+    "tailspan.host.tcp.sent_segments", "counter", "{segment}", (), "Segments sent, without those sent again"
 )
-HOST_TCP_RETRANSMITTED = Metric(
-    "tailspan_host_tcp_retransmitted_segments_total", "counter", "{segment}", (), "Segments sent again"
+HOST_TCP_RETRANSMITTED = _host_tcp(
+    "tailspan.host.tcp.retransmitted_segments", "counter", "{segment}", (), "Segments sent again"
 )
-HOST_TCP_TIMEOUTS = Metric(
-    "tailspan_host_tcp_timeouts_total",
+HOST_TCP_TIMEOUTS = _host_tcp(
+    "tailspan.host.tcp.timeouts",
     "counter",
     "{timeout}",
     (),
     "Retransmission timeouts: nothing came back for so long that the sender started over",
 )
-HOST_TCP_SYN_RETRANSMITS = Metric(
-    "tailspan_host_tcp_syn_retransmits_total",
+HOST_TCP_SYN_RETRANSMITS = _host_tcp(
+    "tailspan.host.tcp.syn_retransmits",
     "counter",
     "{segment}",
     (),
     "SYNs and SYN-ACKs sent again: the peer was slow to answer, or its queue was full",
 )
-HOST_TCP_LISTEN_OVERFLOWS = Metric(
-    "tailspan_host_tcp_listen_overflows_total",
+HOST_TCP_LISTEN_OVERFLOWS = _host_tcp(
+    "tailspan.host.tcp.listen_overflows",
     "counter",
     "{segment}",
     (),
     "SYNs and final ACKs dropped because the accept queue was full; each costs the peer 1 s or more",
 )
-HOST_TCP_LISTEN_DROPS = Metric(
-    "tailspan_host_tcp_listen_drops_total",
+HOST_TCP_LISTEN_DROPS = _host_tcp(
+    "tailspan.host.tcp.listen_drops",
     "counter",
     "{segment}",
     (),
     "SYNs and final ACKs that listeners dropped for any reason; includes the overflows",
 )
-HOST_TCP_RESETS_SENT = Metric(
-    "tailspan_host_tcp_resets_sent_total",
-    "counter",
-    "{segment}",
-    (),
-    "Resets sent; also for ports nobody listens on",
+HOST_TCP_RESETS_SENT = _host_tcp(
+    "tailspan.host.tcp.resets_sent", "counter", "{segment}", (), "Resets sent; also for ports nobody listens on"
 )
-HOST_TCP_ESTABLISHED_RESETS = Metric(
-    "tailspan_host_tcp_established_resets_total",
+HOST_TCP_ESTABLISHED_RESETS = _host_tcp(
+    "tailspan.host.tcp.established_resets",
     "counter",
     "{connection}",
     (),
     "Established connections that ended without a close: reset by either side, or timed out",
 )
-HOST_TCP_WINDOWS_CLOSED = Metric(
-    "tailspan_host_tcp_windows_closed_total",
+HOST_TCP_WINDOWS_CLOSED = _host_tcp(
+    "tailspan.host.tcp.windows_closed",
     "counter",
     "{window}",
     (),
     "Receive windows of this host that went to zero: a process here read too slowly",
 )
-HOST_TCP_WINDOWS_REOPENED = Metric(
-    "tailspan_host_tcp_windows_reopened_total",
+HOST_TCP_WINDOWS_REOPENED = _host_tcp(
+    "tailspan.host.tcp.windows_reopened",
     "counter",
     "{window}",
     (),
     "Receive windows of this host that were zero and are open again",
 )
-HOST_TCP_RECEIVE_DROPS = Metric(
-    "tailspan_host_tcp_receive_queue_drops_total",
+HOST_TCP_RECEIVE_DROPS = _host_tcp(
+    "tailspan.host.tcp.receive_queue_drops",
     "counter",
     "{segment}",
     (),
     "Segments dropped because a socket's receive queue was full",
 )
-HOST_TCP_ACTIVE_OPENS = Metric(
-    "tailspan_host_tcp_active_opens_total", "counter", "{connection}", (), "Connections that were tried from here"
+HOST_TCP_ACTIVE_OPENS = _host_tcp(
+    "tailspan.host.tcp.active_opens", "counter", "{connection}", (), "Connections that were tried from here"
 )
-HOST_TCP_PASSIVE_OPENS = Metric(
-    "tailspan_host_tcp_passive_opens_total", "counter", "{connection}", (), "Connections that came in"
+HOST_TCP_PASSIVE_OPENS = _host_tcp(
+    "tailspan.host.tcp.passive_opens", "counter", "{connection}", (), "Connections that came in"
 )
-HOST_TCP_ESTABLISHED = Metric(
-    "tailspan_host_tcp_established_connections", "gauge", "{connection}", (), "Connections that are open"
+HOST_TCP_ESTABLISHED = _host_tcp(
+    "tailspan.host.tcp.established_connections", "updowncounter", "{connection}", (), "Connections that are open"
 )
-HOST_TCP_SOCKETS = Metric(
-    "tailspan_host_tcp_sockets",
-    "gauge",
+HOST_TCP_SOCKETS = _host_tcp(
+    "tailspan.host.tcp.sockets",
+    "updowncounter",
     "{socket}",
     (),
     "Sockets in use, listening ones too; not those in TIME_WAIT",
 )
-HOST_TCP_TIME_WAIT = Metric("tailspan_host_tcp_time_wait_sockets", "gauge", "{socket}", (), "Sockets in TIME_WAIT")
+HOST_TCP_TIME_WAIT = _host_tcp(
+    "tailspan.host.tcp.time_wait_sockets", "updowncounter", "{socket}", (), "Sockets in TIME_WAIT"
+)
 
 #: Metric -> its parts, as collect.samples.NetTotals names them in the kernel's words.
 HOST_TCP: dict[Metric, tuple[str, ...]] = {
@@ -475,233 +795,249 @@ HOST_TCP: dict[Metric, tuple[str, ...]] = {
 }
 
 # Calls of followed processes into the CUDA driver and its runtime.
-GPU_CALLS = Metric(
-    "tailspan_gpu_calls_total",
+GPU_CALLS = _cuda(
+    "tailspan.gpu.calls",
     "counter",
     "{call}",
     ("kind",),
     "CUDA calls of followed processes while their probes were attached: sync, copy, alloc, free, load, launch",
 )
-GPU_CALL_DURATION = Metric(
-    "tailspan_gpu_call_duration_seconds",
+GPU_CALL_DURATION = _cuda(
+    "tailspan.gpu.call_duration",
     "histogram",
     "s",
     ("kind",),
     "CUDA calls of followed threads, from entry to return; of calls within calls the outermost. Launches are not "
     "timed",
 )
-GPU_PROBES = Metric(
-    "tailspan_gpu_probes_attached",
-    "gauge",
+GPU_PROBES = _cuda(
+    "tailspan.gpu.probes_attached",
+    "updowncounter",
     "{function}",
     (),
     "CUDA functions of followed processes that have a probe now",
 )
-GPU_PROBE_OFF = Metric(
-    "tailspan_gpu_probe_off",
-    "gauge",
+GPU_PROBE_OFF = _cuda(
+    "tailspan.gpu.probe_off",
+    "updowncounter",
     "{process}",
     ("kind",),
     "Processes whose calls of a kind come too often to be recorded (gpu.calls_per_s): theirs are unknowable",
 )
 
 # What NVML says of each GPU and MIG instance. What it does not say is absent; so is what a GPU said that is lost.
-#: Labels of OpenTelemetry's metrics of a device. hw_parent: the GPU of a MIG instance, else empty.
-DEVICE_LABELS = ("hw_id", "hw_name", "hw_parent", "hw_type")
+#: Of OpenTelemetry's metrics of a device. hw.parent: the GPU of a MIG instance, else empty.
+DEVICE_ATTRIBUTES = ("hw.id", "hw.name", "hw.parent", "hw.type")
 
-HW_GPU_UTILIZATION = Metric(
-    "hw_gpu_utilization_ratio",
+HW_GPU_UTILIZATION = _nvml(
+    "hw.gpu.utilization",
     "gauge",
     "1",
-    (*DEVICE_LABELS, "hw_gpu_task"),
+    (*DEVICE_ATTRIBUTES, "hw.gpu.task"),
     "Share of time in which the GPU was busy. general: in which any kernel ran, however small a part of the GPU "
     "it filled; encoder, decoder: of video",
 )
-HW_GPU_MEMORY_USAGE = Metric(
-    "hw_gpu_memory_usage_bytes", "gauge", "By", DEVICE_LABELS, "GPU memory used, without what the driver reserves"
-)
-HW_GPU_MEMORY_LIMIT = Metric(
-    "hw_gpu_memory_limit_bytes",
-    "gauge",
+HW_GPU_MEMORY_USAGE = _nvml(
+    "hw.gpu.memory.usage",
+    "updowncounter",
     "By",
-    DEVICE_LABELS,
+    DEVICE_ATTRIBUTES,
+    "GPU memory used, without what the driver reserves",
+)
+HW_GPU_MEMORY_LIMIT = _nvml(
+    "hw.gpu.memory.limit",
+    "updowncounter",
+    "By",
+    DEVICE_ATTRIBUTES,
     "Size of the GPU memory, with what the driver reserves",
 )
-HW_GPU_MEMORY_UTILIZATION = Metric(
-    "hw_gpu_memory_utilization_ratio",
+HW_GPU_MEMORY_UTILIZATION = _nvml(
+    "hw.gpu.memory.utilization",
     "gauge",
     "1",
-    DEVICE_LABELS,
+    DEVICE_ATTRIBUTES,
     "Share of the GPU memory that is used; not NVML's utilization.memory, which is tailspan_gpu_memory_busy_ratio",
 )
-HW_GPU_IO = Metric(
-    "hw_gpu_io_bytes_total",
+HW_GPU_IO = _nvml(
+    "hw.gpu.io",
     "counter",
     "By",
-    (*DEVICE_LABELS, "network_io_direction"),
+    (*DEVICE_ATTRIBUTES, "network.io.direction"),
     "Bytes over PCIe that the GPU has received from the host and transmitted to it",
 )
-HW_ENERGY = Metric("hw_energy_joules_total", "counter", "J", DEVICE_LABELS, "Energy that the GPU has taken")
-HW_POWER = Metric("hw_power_watts", "gauge", "W", DEVICE_LABELS, "Power that the GPU takes")
-HW_TEMPERATURE = Metric(
-    "hw_temperature_celsius",
+HW_ENERGY = _nvml("hw.energy", "counter", "J", DEVICE_ATTRIBUTES, "Energy that the GPU has taken")
+HW_POWER = _nvml("hw.power", "gauge", "W", DEVICE_ATTRIBUTES, "Power that the GPU takes")
+HW_TEMPERATURE = _nvml(
+    "hw.temperature",
     "gauge",
     "Cel",
-    (*DEVICE_LABELS, "hw_sensor_location"),
+    (*DEVICE_ATTRIBUTES, "hw.sensor_location"),
     "Temperature of the GPU: of its die, of its memory",
 )
-HW_ERRORS = Metric(
-    "hw_errors_total",
+HW_ERRORS = _nvml(
+    "hw.errors",
     "counter",
     "{error}",
-    (*DEVICE_LABELS, "error_type"),
+    (*DEVICE_ATTRIBUTES, "error.type"),
     "Errors of the GPU. corrected, uncorrected: of its memory (ECC); pcie_replay: packets sent again; nvlink; "
     "xid-79: reports of the driver by their number, since the agent started. One fault may be in several",
 )
-HW_STATUS = Metric(
-    "hw_status",
-    "gauge",
+HW_STATUS = _nvml(
+    "hw.status",
+    "updowncounter",
     "1",
-    (*DEVICE_LABELS, "hw_state"),
+    (*DEVICE_ATTRIBUTES, "hw.state"),
     "1 for the state that the GPU is in. failed: it cannot be reached; predicted_failure: a row of its memory "
     "could not be remapped; degraded: rows are remapped at the next reset",
 )
 
-GPU_INFO = Metric(
-    "tailspan_gpu_info",
-    "gauge",
+GPU_INFO = _nvml(
+    "tailspan.gpu.info",
+    "updowncounter",
     "1",
-    ("hw_id", "hw_name", "hw_parent", "hw_driver_version", "index"),
+    ("hw.id", "hw.name", "hw.parent", "hw.driver_version", "index"),
     "Always 1; index is NVML's, of a MIG instance within its GPU",
 )
-GPU_READING_AGE = Metric(
-    "tailspan_gpu_sample_age_seconds",
+GPU_READING_AGE = _nvml(
+    "tailspan.gpu.sample_age",
     "gauge",
     "s",
-    ("hw_id",),
+    ("hw.id",),
     "Age of what NVML said last of the GPU; it grows while the driver does not answer",
 )
-GPU_MEMORY_RESERVED = Metric(
-    "tailspan_gpu_memory_reserved_bytes", "gauge", "By", ("hw_id",), "GPU memory that the driver and firmware keep"
+GPU_MEMORY_RESERVED = _nvml(
+    "tailspan.gpu.memory_reserved",
+    "updowncounter",
+    "By",
+    ("hw.id",),
+    "GPU memory that the driver and firmware keep",
 )
-GPU_MEMORY_BUSY = Metric(
-    "tailspan_gpu_memory_busy_ratio",
+GPU_MEMORY_BUSY = _nvml(
+    "tailspan.gpu.memory_busy",
     "gauge",
     "1",
-    ("hw_id",),
+    ("hw.id",),
     "Share of time in which GPU memory was read or written (NVML's utilization.memory)",
 )
-GPU_CLOCK = Metric(
-    "tailspan_gpu_clock_hertz", "gauge", "Hz", ("hw_id", "domain"), "Clock of the domain: sm, memory"
+GPU_CLOCK = _nvml("tailspan.gpu.clock", "gauge", "Hz", ("hw.id", "domain"), "Clock of the domain: sm, memory")
+GPU_CLOCK_LIMIT = _nvml(
+    "tailspan.gpu.clock_limit", "gauge", "Hz", ("hw.id", "domain"), "The highest that the clock can go"
 )
-GPU_CLOCK_LIMIT = Metric(
-    "tailspan_gpu_clock_limit_hertz", "gauge", "Hz", ("hw_id", "domain"), "The highest that the clock can go"
-)
-GPU_CLOCK_EVENTS = Metric(
-    "tailspan_gpu_clock_event_seconds_total",
+GPU_CLOCK_EVENTS = _nvml(
+    "tailspan.gpu.clock_event",
     "counter",
     "s",
-    ("hw_id", "reason"),
+    ("hw.id", "reason"),
     "Time in which clocks were held down, by NVIDIA's reason; reasons overlap, and low_utilization is idleness",
 )
-GPU_PERFORMANCE_STATE = Metric(
-    "tailspan_gpu_performance_state",
+GPU_PERFORMANCE_STATE = _nvml(
+    "tailspan.gpu.performance_state",
     "gauge",
-    "1",
-    ("hw_id",),
+    "{state}",
+    ("hw.id",),
     "Performance state: 0 is the fastest, 15 the slowest",
 )
-GPU_POWER_LIMIT = Metric(
-    "tailspan_gpu_power_limit_watts", "gauge", "W", ("hw_id",), "Power at which the driver lowers the clocks"
+GPU_POWER_LIMIT = _nvml(
+    "tailspan.gpu.power_limit", "gauge", "W", ("hw.id",), "Power at which the driver lowers the clocks"
 )
-GPU_PCIE_GENERATION = Metric(
-    "tailspan_gpu_pcie_generation",
+GPU_PCIE_GENERATION = _nvml(
+    "tailspan.gpu.pcie_generation",
     "gauge",
-    "1",
-    ("hw_id",),
+    "{generation}",
+    ("hw.id",),
     "PCIe generation of the link; an idle GPU may lower it",
 )
-GPU_PCIE_GENERATION_LIMIT = Metric(
-    "tailspan_gpu_pcie_generation_limit", "gauge", "1", ("hw_id",), "The highest that GPU and host both can"
-)
-GPU_PCIE_WIDTH = Metric("tailspan_gpu_pcie_width_lanes", "gauge", "{lane}", ("hw_id",), "Lanes of the PCIe link")
-GPU_PCIE_WIDTH_LIMIT = Metric(
-    "tailspan_gpu_pcie_width_limit_lanes", "gauge", "{lane}", ("hw_id",), "The most that GPU and host both can"
-)
-GPU_ROW_REMAP_PENDING = Metric(
-    "tailspan_gpu_row_remap_pending",
+GPU_PCIE_GENERATION_LIMIT = _nvml(
+    "tailspan.gpu.pcie_generation_limit",
     "gauge",
+    "{generation}",
+    ("hw.id",),
+    "The highest that GPU and host both can",
+)
+GPU_PCIE_WIDTH = _nvml("tailspan.gpu.pcie_width_lanes", "gauge", "{lane}", ("hw.id",), "Lanes of the PCIe link")
+GPU_PCIE_WIDTH_LIMIT = _nvml(
+    "tailspan.gpu.pcie_width_limit_lanes", "gauge", "{lane}", ("hw.id",), "The most that GPU and host both can"
+)
+GPU_ROW_REMAP_PENDING = _nvml(
+    "tailspan.gpu.row_remap_pending",
+    "updowncounter",
     "1",
-    ("hw_id",),
+    ("hw.id",),
     "1: rows of GPU memory are remapped at the next reset",
 )
-GPU_ROW_REMAP_FAILED = Metric(
-    "tailspan_gpu_row_remap_failed", "gauge", "1", ("hw_id",), "1: a row of GPU memory could not be remapped"
+GPU_ROW_REMAP_FAILED = _nvml(
+    "tailspan.gpu.row_remap_failed",
+    "updowncounter",
+    "1",
+    ("hw.id",),
+    "1: a row of GPU memory could not be remapped",
 )
-GPU_REMAPPED_ROWS = Metric(
-    "tailspan_gpu_remapped_rows_total",
+GPU_REMAPPED_ROWS = _nvml(
+    "tailspan.gpu.remapped_rows",
     "counter",
     "{row}",
-    ("hw_id", "error_type"),
+    ("hw.id", "error.type"),
     "Rows of GPU memory that were remapped, by the errors that led to it: corrected, uncorrected",
 )
-GPU_NVLINK_IO = Metric(
-    "tailspan_gpu_nvlink_io_bytes_total",
+GPU_NVLINK_IO = _nvml(
+    "tailspan.gpu.nvlink_io",
     "counter",
     "By",
-    ("hw_id", "network_io_direction"),
+    ("hw.id", "network.io.direction"),
     "Bytes over all NVLinks of the GPU",
 )
-GPU_SM_UTILIZATION = Metric(
-    "tailspan_gpu_sm_utilization_ratio",
+GPU_SM_UTILIZATION = _nvml(
+    "tailspan.gpu.sm_utilization",
     "gauge",
     "1",
-    ("hw_id",),
+    ("hw.id",),
     "Share of time in which SMs had work, averaged over the SMs; only where the GPU has GPM",
 )
-GPU_SM_OCCUPANCY = Metric(
-    "tailspan_gpu_sm_occupancy_ratio",
+GPU_SM_OCCUPANCY = _nvml(
+    "tailspan.gpu.sm_occupancy",
     "gauge",
     "1",
-    ("hw_id",),
+    ("hw.id",),
     "Warps on the SMs, of the most that they hold; only where the GPU has GPM",
 )
-GPU_TENSOR_UTILIZATION = Metric(
-    "tailspan_gpu_tensor_utilization_ratio",
+GPU_TENSOR_UTILIZATION = _nvml(
+    "tailspan.gpu.tensor_utilization",
     "gauge",
     "1",
-    ("hw_id",),
+    ("hw.id",),
     "Share of time in which tensor cores had work; only where the GPU has GPM",
 )
-GPU_DRAM_UTILIZATION = Metric(
-    "tailspan_gpu_dram_utilization_ratio",
+GPU_DRAM_UTILIZATION = _nvml(
+    "tailspan.gpu.dram_utilization",
     "gauge",
     "1",
-    ("hw_id",),
+    ("hw.id",),
     "Bandwidth of GPU memory used, of what there is; only where the GPU has GPM",
 )
-GPU_XIDS = Metric(
-    "tailspan_gpu_xids_total",
+GPU_XIDS = _nvml(
+    "tailspan.gpu.xids",
     "counter",
     "{error}",
-    ("hw_id",),
+    ("hw.id",),
     "XIDs of any number that the driver has reported since the agent started; it begins at 0, so that rate() sees "
     "the first",
 )
-GPU_PROCESS_MEMORY = Metric(
-    "tailspan_gpu_process_memory_bytes",
-    "gauge",
+GPU_PROCESS_MEMORY = _nvml(
+    "tailspan.gpu.process_memory",
+    "updowncounter",
     "By",
-    ("hw_id", "process"),
+    ("hw.id", "process"),
     "GPU memory of processes of one command name; absent where that of one of them is not known",
+    limit=64,
 )
-GPU_PROCESS_UTILIZATION = Metric(
-    "tailspan_gpu_process_utilization_ratio",
+GPU_PROCESS_UTILIZATION = _nvml(
+    "tailspan.gpu.process_utilization",
     "gauge",
     "1",
-    ("hw_id", "process"),
+    ("hw.id", "process"),
     "Share of time in which a kernel of theirs ran, summed over processes of one command name; absent where that "
     "of one of them is not known",
+    limit=64,
 )
 
 #: Metric -> the values of timeline.gpus.GpuReading that it holds, each with what its own labels say.
@@ -735,10 +1071,7 @@ GPU_VALUES: dict[Metric, dict[str, tuple[str, ...]]] = {
     GPU_PCIE_WIDTH_LIMIT: {"pcie_width_limit": ()},
     GPU_ROW_REMAP_PENDING: {"remapped_rows_pending": ()},
     GPU_ROW_REMAP_FAILED: {"remapped_rows_failed": ()},
-    GPU_REMAPPED_ROWS: {
-        "remapped_rows_corrected": ("corrected",),
-        "remapped_rows_uncorrected": ("uncorrected",),
-    },
+    GPU_REMAPPED_ROWS: {"remapped_rows_corrected": ("corrected",), "remapped_rows_uncorrected": ("uncorrected",)},
     GPU_NVLINK_IO: {"nvlink_received": ("receive",), "nvlink_transmitted": ("transmit",)},
     GPU_SM_UTILIZATION: {"gpm_sm_utilization": ()},
     GPU_SM_OCCUPANCY: {"gpm_sm_occupancy": ()},
@@ -747,42 +1080,65 @@ GPU_VALUES: dict[Metric, dict[str, tuple[str, ...]]] = {
 }
 
 # NVML itself.
-NVML_STATE = Metric(
-    "tailspan_gpu_nvml_state",
-    "gauge",
+NVML_STATE = _new(
+    "tailspan.gpu.nvml.state",
+    "updowncounter",
     "1",
     ("state",),
     "1 for the state that NVML is in: off, no_library, no_driver, no_permission, no_device, works",
 )
-NVML_CALLS = Metric("tailspan_gpu_nvml_calls_total", "counter", "{call}", (), "Calls of the agent into NVML")
-NVML_CALL_TIME = Metric(
-    "tailspan_gpu_nvml_call_seconds_total",
+NVML_CALLS = _new("tailspan.gpu.nvml.calls", "counter", "{call}", (), "Calls of the agent into NVML")
+NVML_CALL_TIME = _new(
+    "tailspan.gpu.nvml.call",
     "counter",
     "s",
     (),
     "Time of the agent inside NVML, waiting or not; gpu.budget bounds it",
 )
-NVML_FAILURES = Metric(
-    "tailspan_gpu_nvml_failures_total",
-    "counter",
-    "{call}",
-    ("error",),
-    "Calls into NVML that failed, by its error",
+NVML_FAILURES = _new(
+    "tailspan.gpu.nvml.failures", "counter", "{call}", ("error",), "Calls into NVML that failed, by its error"
 )
-NVML_ATTEMPTS = Metric(
-    "tailspan_gpu_nvml_attempts_total",
+NVML_ATTEMPTS = _new(
+    "tailspan.gpu.nvml.attempts",
     "counter",
     "{attempt}",
     (),
     "Attempts to connect to the driver, the first one too",
 )
 
-#: What the collector of timeline.gpus.GpuHost exposes.
+_NVML = (NVML_STATE, NVML_CALLS, NVML_CALL_TIME, NVML_FAILURES, NVML_ATTEMPTS)
+
+#: What the source of timeline.gpus.GpuHost exposes.
 GPU_HOST: tuple[Metric, ...] = (
     *GPU_VALUES,
     *(HW_GPU_MEMORY_UTILIZATION, HW_STATUS, GPU_INFO, GPU_READING_AGE, GPU_CLOCK_EVENTS, GPU_XIDS),
     *(GPU_PROCESS_MEMORY, GPU_PROCESS_UTILIZATION),
-    *(NVML_STATE, NVML_CALLS, NVML_CALL_TIME, NVML_FAILURES, NVML_ATTEMPTS),
+    *_NVML,
 )
 
-METRICS: tuple[Metric, ...] = tuple(value for value in list(globals().values()) if isinstance(value, Metric))
+#: Topic -> its metrics; every metric is in one.
+TOPICS: dict[str, tuple[Metric, ...]] = {
+    "Requests": (
+        *(REQUEST_DURATION, REQUEST_TIME, SLOW_REQUESTS, LOST_TIME, VERDICT_LATENCY),
+        *(FORGOTTEN_REQUESTS, REQUESTS_JOINED),
+    ),
+    "Threads and CPUs": (THREAD_TIME, RUN_QUEUE_WAIT, TAKEN_TIME, INCIDENTS),
+    "TCP of followed processes": (
+        *(TCP_CONNECTIONS, TCP_MESSAGES, TCP_RETRANSMITS, TCP_RESETS, TCP_ZERO_WINDOWS, TCP_CONNECT_DURATION),
+        *(TCP_FIRST_BYTE, TCP_CONNECTION_DURATION, TCP_ACCEPT_WAIT, TCP_UNREAD_WAIT, TCP_UPSTREAM_ANSWER),
+    ),
+    "TCP of the host": tuple(HOST_TCP),
+    "CUDA calls": (GPU_CALLS, GPU_CALL_DURATION, GPU_PROBES, GPU_PROBE_OFF),
+    "GPUs": tuple(metric for metric in GPU_HOST if metric not in _NVML),
+    "NVML itself": _NVML,
+    "OTLP out": (
+        *(OTLP_SENT, OTLP_ITEMS, OTLP_DROPPED, OTLP_FAILURES, OTLP_QUEUED, OTLP_QUEUE_LIMIT, OTLP_QUEUE_AGE),
+        OTLP_BREAKER,
+    ),
+    "OTLP in": (OTLP_RECEIVED, OTLP_REFUSED, OTLP_BROKEN_SPANS),
+    "The agent": (
+        *(BUILD_INFO, AGENT_CPU, AGENT_MEMORY, BPF_RUN_TIME, PROBE_ATTACHED, WINDOW_ROWS, RECORDS, LOST_RECORDS),
+        *(DROPPED_MESSAGES, EXPORTED, EXPORT_DROPPED, LABEL_OVERFLOWS),
+    ),
+}
+METRICS: tuple[Metric, ...] = tuple(metric for metrics in TOPICS.values() for metric in metrics)

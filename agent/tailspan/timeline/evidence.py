@@ -76,6 +76,8 @@ class Meta:
     missing_probes: dict[str, str] = field(default_factory=dict)
     #: cgroup id (decimal) -> path
     cgroups: dict[str, str] = field(default_factory=dict)
+    #: cgroup path -> OpenTelemetry resource attributes of the container or unit that it is
+    identities: dict[str, dict[str, str]] = field(default_factory=dict)
     #: worker tgid (decimal) -> OpenTelemetry resource attributes
     resources: dict[str, dict[str, str]] = field(default_factory=dict)
     #: block device (decimal, as in BLOCK_REQUEST.dev) -> its name

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from tailspan.timeline.evidence import Table
-from tailspan.timeline.tables import ACTIVATION, LOSS, LOSS_CLIENT, PAUSE, REQUEST, SPAN
+from tailspan.timeline.tables import ACTIVATION, LOSS, LOSS_CLIENT, PAUSE, REQUEST, SPAN, Join
 from tailspan.timeline.threads import Threads
 from tailspan.timeline.window import Strings
 from tailspan.wire.spans import Activation, Drops, Hello, Message, Pause, Request
@@ -87,6 +87,7 @@ class Inbox:
         if not self._possible(item, request):
             return
         intern, row = self._strings.index, len(requests)
+        tid = self._tid(item.tgid, request.tid)
         requests.append(
             (
                 request.trace_id,
@@ -107,16 +108,19 @@ class Inbox:
                 intern(request.status),
                 intern(request.device),
                 intern(request.provider),
-                self._tid(item.tgid, request.tid),
+                tid,
                 item.tgid,
+                0,  # set where its thread is inferred
+                min(request.broken, 0xFFFF),
                 request.peer_port,
                 request.sampled,
                 request.asynchronous,
+                Join.SAID if tid else Join.NONE,
             )
         )
         for span in request.spans:
-            tid = self._tid(item.tgid, span.tid)
-            spans.append((span.start_mono_ns, span.end_mono_ns, row, intern(span.name), tid, span.kind))
+            of_span = self._tid(item.tgid, span.tid)
+            spans.append((span.start_mono_ns, span.end_mono_ns, row, intern(span.name), of_span, span.kind))
 
     def _activation(self, item: Received, activation: Activation, rows: list[tuple[object, ...]]) -> None:
         if not self._possible(item, activation):

@@ -13,8 +13,19 @@ import numpy as np
 import numpy.typing as npt
 
 #: Version of everything that :mod:`tailspan.export.local` stores. 1: first. 2: sockets, block requests, incidents,
-#: pauses, samples. 3: GPU calls, samples, processes and events.
-SCHEMA_VERSION = 3
+#: pauses, samples. 3: GPU calls, samples, processes and events. 4: requests of which the worker did not
+#: say what thread served them.
+SCHEMA_VERSION = 4
+
+
+class Join(IntEnum):
+    """How the thread that served a request is known."""
+
+    SAID = 0  #: the worker said it
+    SOCKET = 1  #: it read the request's first bytes
+    PROCESS = 2  #: of its process it did by far the most meanwhile
+    NONE = 3  #: it is not
+
 
 #: One finished request. ``name``, ``model``, ``version``, ``service``, ``status``, ``device`` and ``provider``
 #: index the strings of the :class:`~tailspan.timeline.evidence.Evidence` they travel in. tids are the host's.
@@ -40,9 +51,12 @@ REQUEST = np.dtype(
         ("provider", "<u4"),  # what ran it, in the runtime's words: ``CUDAExecutionProvider``
         ("tid", "<u4"),
         ("tgid", "<u4"),
+        ("others", "<u2"),  # requests that its thread had meanwhile, where that one was inferred
+        ("broken", "<u2"),  # spans of its trace that do not fit: their parents never came, their ids changed, ...
         ("peer_port", "<u2"),  # of its connection's other end, as the worker named it; 0: it did not
         ("sampled", "u1"),
         ("asynchronous", "u1"),
+        ("join", "u1"),  # Join: how ``tid`` is known
     ]
 )
 

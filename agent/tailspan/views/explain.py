@@ -9,7 +9,8 @@ from itertools import groupby
 from typing import Any
 
 from tailspan.attribute.causes import CAUSES, Cause
-from tailspan.attribute.verdict import Alternative, Culprit, Hop, Outcome, Part, Step, Verdict
+from tailspan.attribute.culprits import place
+from tailspan.attribute.verdict import Alternative, Culprit, CulpritKind, Hop, Outcome, Part, Step, Verdict
 from tailspan.export.semconv import cause_name
 from tailspan.views.table import (
     GAP,
@@ -89,7 +90,9 @@ def as_json(verdict: Verdict) -> dict[str, Any]:
 
 
 def _culprit_json(culprit: Culprit | None) -> dict[str, Any] | None:
-    return {**asdict(culprit), "kind": str(culprit.kind)} if culprit else None
+    if culprit is None:
+        return None
+    return {**asdict(culprit), "kind": str(culprit.kind), "identity": dict(culprit.identity)}
 
 
 def _hop_json(hop: Hop) -> dict[str, Any]:
@@ -150,9 +153,16 @@ def _ledger(verdict: Verdict, width: int, colour: bool) -> list[str]:
 
 
 def _culprits(part: Part, width: int) -> list[str]:
-    shown = [clip(f"{ms(c.ns)} {plain(c.label)}", width) for c in part.culprits[:_SHOWN_CULPRITS]]
+    shown = [_culprit(culprit, width) for culprit in part.culprits[:_SHOWN_CULPRITS]]
     more = len(part.culprits) - len(shown)
     return [*shown, f"+{more} more"] if more else shown
+
+
+def _culprit(culprit: Culprit, width: int) -> str:
+    """Also where it runs, if there is room."""
+    alone, where = f"{ms(culprit.ns)} {plain(culprit.label)}", plain(place(dict(culprit.identity)))
+    told = where and culprit.kind is not CulpritKind.OWN and len(alone) + len(where) + len(" in ") <= width
+    return f"{alone} in {where}" if told else clip(alone, width)
 
 
 @dataclass(frozen=True, slots=True)

@@ -375,6 +375,24 @@ GPU_CALL_KEY = np.dtype(
     }
 )
 
+SOCKET_OWNER = np.dtype(
+    {
+        "names": ['started_mono_ns', 'tgid', 'ns_tgid', 'uid', 'own_net', 'address', 'port', 'pad'],
+        "formats": [
+            "<i8",
+            "<u4",
+            "<u4",
+            "<u4",
+            "<u4",
+            "|S16",
+            "<u2",
+            ("<u2", (3,)),
+        ],
+        "offsets": [0, 8, 12, 16, 20, 24, 40, 42],
+        "itemsize": 48,
+    }
+)
+
 SYSCALL_RECORD = np.dtype(
     {
         "names": ['enter_mono_ns', 'exit_mono_ns', 'ret', 'tid', 'tgid', 'nr', 'pad'],
@@ -429,6 +447,7 @@ LAYOUTS: dict[str, np.dtype[np.void]] = {
     "incident": INCIDENT,
     "gpu_call": GPU_CALL,
     "gpu_call_key": GPU_CALL_KEY,
+    "socket_owner": SOCKET_OWNER,
     "syscall_record": SYSCALL_RECORD,
     "syscall_key": SYSCALL_KEY,
     "syscall_hist": SYSCALL_HIST,

@@ -6,7 +6,8 @@ that BPF stamps, so no conversion stands between a span and a kernel record. Thr
 
 =============  ====================================================================================
 ``hello``      first packet of a connection: ``pid``, ``service``, ``service_version``, ``resource``,
-               and where the interpreter's own locks lie (``runtime_locks``, optional)
+               and, optional, where the interpreter's own locks lie (``runtime_locks``) and how many messages
+               the process has ``sent`` on its connections before
 ``request``    one finished request with its spans and the batch that carried it; optional: the port of its
                connection's other end (``pp``), and the GPU it ran on and what ran it (``d``)
 ``activation`` a stretch of time in which one thread worked for one batch (``batch``) or one event-loop
@@ -72,6 +73,8 @@ class Hello:
     resource: dict[str, str] = field(default_factory=dict)
     #: [first, past) of the addresses at which its interpreter's own locks lie, such as CPython's GIL
     runtime_locks: list[list[int]] = field(default_factory=list)
+    #: messages that the process has sent on its connections before this one: what of them no agent took is lost
+    sent: int = 0
 
 
 @dataclass(slots=True)
@@ -96,6 +99,8 @@ class Request:
     peer_port: int = 0  #: of the other end of the connection that it came on; 0 when unknown
     device: str = ""  #: uuid of the GPU that it ran on, as NVML has it: ``GPU-…`` or ``MIG-…``
     provider: str = ""  #: what ran it, in the runtime's words: ``CUDAExecutionProvider``
+    #: spans of its trace that do not fit, as the agent found; the worker does not send it
+    broken: int = 0
 
 
 @dataclass(slots=True)
@@ -183,6 +188,7 @@ def encode(message: Message) -> bytes:
             "service_version": message.service_version,
             "resource": message.resource,
             "runtime_locks": message.runtime_locks,
+            "sent": message.sent,
         }
     else:
         body = {"v": VERSION, "k": "drops", "c": message.count}
@@ -309,6 +315,7 @@ def _hello(body: dict[str, Any]) -> Hello:
         _text(body, "service_version"),
         {k[:MAX_TEXT]: v[:MAX_TEXT] for k, v in resource.items()},
         _ranges(body, "runtime_locks", MAX_RUNTIME_LOCKS),
+        _as_uint(body.get("sent", 0), "sent", 63),
     )
 
 

@@ -105,7 +105,7 @@ class Handler(BaseHTTPRequestHandler):
             self.server.request_in_flight(),
             self.server.client.request(
                 "POST /v1/infer" if self.path == "/v1/infer" else "POST",
-                traceparent=self.headers.get("traceparent"),
+                headers=self.headers.items(),
                 request_id=self.headers.get("x-request-id", ""),
                 model=model.NAME,
                 model_version=model.VERSION,

@@ -34,7 +34,7 @@ def requests(messages: list[Message]) -> list[str]:
 def test_the_first_packet_is_a_hello(listener: Listener, connect: Callable[[], Client]) -> None:
     connect()
     _, hello = listener.accept_and_greet()
-    assert hello == Hello(os.getpid(), "resnet", "3", {"host.name": "a"}, runtime.locks())
+    assert hello == Hello(os.getpid(), "resnet", "3", {"host.name": "a"}, runtime.locks(), hello.sent)
 
 
 def test_the_socket_is_found_by_the_environment(listener: Listener, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -308,3 +308,67 @@ def test_a_closed_client_drops_and_counts(client_and_peer: tuple[Client, Peer]) 
     serve(client)
     assert client.dropped == 1
     assert peer.receive() is None
+
+
+def test_a_hello_says_how_many_messages_the_process_has_sent_before(
+    socket_path: Path, connect: Callable[[], Client], every_try: None
+) -> None:
+    # GIVEN 23 requests on two connections, one that was dropped with its agent, and one while there was none
+    first = Listener(socket_path)
+    clients = [connect(), connect()]
+    _, hello = first.accept_and_greet()
+    for number in range(23):
+        serve(clients[number % 2])
+    first.stop()
+    serve(clients[0], "lost")
+    serve(clients[0], "lost too")
+    # WHEN the next agent is there
+    second = Listener(socket_path)
+    serve(clients[0])
+    serve(clients[1], "lost")
+    serve(clients[1])
+    # THEN it is told of those, not of the hellos, nor of what was dropped
+    peer, again = second.accept_and_greet()
+    assert again.sent - hello.sent == 23
+    assert peer.expect(Request)
+    assert peer.expect(Drops).count == 2
+    # AND the other connection's hello says the one more; what says the drops is not counted
+    _, of_other = second.accept_and_greet()
+    assert of_other.sent == again.sent + 1
+    second.stop()
+
+
+def test_what_is_sent_by_many_threads_and_by_signal_handlers_is_all_counted(
+    socket_path: Path, connect: Callable[[], Client], every_try: None
+) -> None:
+    first = Listener(socket_path)
+    client = connect()
+    _, hello = first.accept_and_greet()
+    before = signal.signal(signal.SIGALRM, lambda *_: serve(client, "from the handler"))
+    signal.setitimer(signal.ITIMER_REAL, 0.0005, 0.0005)
+    try:
+        threads = [threading.Thread(target=lambda: [serve(client) for _ in range(300)]) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for _ in range(300):
+            serve(client)
+        for thread in threads:
+            thread.join()
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    sent = len(requests(first._peers[0].waiting()))
+    first.stop()
+    serve(client)
+    second = Listener(socket_path)
+    serve(client)
+    assert second.accept_and_greet()[1].sent - hello.sent == sent
+    second.stop()
+
+
+def test_a_fork_has_sent_nothing_yet(listener: Listener, connect: Callable[[], Client]) -> None:
+    client = connect()
+    listener.accept_and_greet()
+    serve(client)
+    in_child(lambda: serve(client, "child's"))
+    assert listener.accept_and_greet()[1].sent == 0

@@ -11,6 +11,8 @@ import pytest
 from opentelemetry import trace
 from opentelemetry.context import Context
 from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
 from opentelemetry.trace import NonRecordingSpan, SpanContext, Status, StatusCode, TraceFlags, Tracer
 from opentelemetry.trace import SpanKind as OtelSpanKind
@@ -250,3 +252,26 @@ def test_on_a_loop_the_root_owns_its_steps(client_and_peer: tuple[Client, Peer],
     assert request.asynchronous
     assert step.owner == int.from_bytes(request.span_id, "big")
     assert [(s.name, s.kind) for s in request.spans] == [("awaits", SpanKind.AWAIT), ("works", SpanKind.SYNC)]
+
+
+def test_spans_that_are_exported_say_which_thread_began_them() -> None:
+    provider = TracerProvider(shutdown_on_exit=False)
+    provider.add_span_processor(otel.ThreadIdSpanProcessor())
+    exporter = InMemorySpanExporter()
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    tracer = provider.get_tracer("test")
+    tids = {"root": threading.get_native_id()}
+
+    def work() -> None:
+        tids["work"] = threading.get_native_id()
+        with tracer.start_as_current_span("work"):
+            pass
+
+    with tracer.start_as_current_span("root"):
+        thread = threading.Thread(target=work)
+        thread.start()
+        thread.join()
+    provider.shutdown()
+
+    said = {span.name: dict(span.attributes or {}) for span in exporter.get_finished_spans()}
+    assert said == {name: {otel.THREAD_TID: tid} for name, tid in tids.items()}

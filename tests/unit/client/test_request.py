@@ -48,6 +48,37 @@ def test_the_callers_decision_not_to_sample_is_kept(client_and_peer: tuple[Clien
     assert not peer.expect(Request).sampled
 
 
+def test_the_trace_goes_on_by_whatever_header_it_came_with(client_and_peer: tuple[Client, Peer]) -> None:
+    client, peer = client_and_peer
+    for headers in ({"Traceparent": f"00-{TRACE}-{PARENT}-00"}, {"B3": f"{TRACE}-{PARENT}-0"}):
+        with client.request("GET /", headers=headers):
+            pass
+        message = peer.expect(Request)
+        assert (message.trace_id.hex(), message.parent_id.hex(), message.sampled) == (TRACE, PARENT, False)
+
+
+def test_a_header_that_is_named_goes_before_the_others_if_it_is_valid(
+    client_and_peer: tuple[Client, Peer],
+) -> None:
+    client, peer = client_and_peer
+    b3 = {"b3": f"{TRACE}-{PARENT}"}
+    for traceparent, expected in ((f"00-{'a' * 32}-{PARENT}-01", "a" * 32), ("none", TRACE), (None, TRACE)):
+        with client.request("GET /", traceparent=traceparent, headers=b3):
+            pass
+        assert peer.expect(Request).trace_id.hex() == expected
+
+
+@pytest.mark.parametrize("headers", [7, "b3", [1, 2], object()])
+def test_what_are_no_headers_costs_the_trace_and_not_the_request(
+    headers: Any, client_and_peer: tuple[Client, Peer]
+) -> None:
+    client, peer = client_and_peer
+    with client.request("GET /", headers=headers) as request:
+        assert request.traceparent().startswith("00-")
+    assert peer.expect(Request).parent_id == bytes(8)
+    assert client.dropped == 1
+
+
 def test_spans_carry_the_thread_that_did_the_work(client_and_peer: tuple[Client, Peer]) -> None:
     client, peer = client_and_peer
     executor_tid = 0

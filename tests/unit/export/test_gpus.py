@@ -3,9 +3,11 @@ from __future__ import annotations
 import pytest
 
 from tailspan.export import semconv
-from tailspan.export.prometheus import Metrics
+from tailspan.export.exposition import Exposition
+from tailspan.export.prometheus import MAX_GPU_PROCESSES, Metrics
 from tailspan.timeline.gpus import GAUGES, TOTALS, GpuHost, GpuProcess, NvmlState
 from tests.gpus import HELD_DOWN_S, MIG_UUID, TAKEN_MONO_NS, UUID, VALUES, S, sample_gpu, sample_gpu_host
+from tests.unit.export.exposed import exposed, value
 
 DEVICE = {"hw_id": UUID, "hw_name": "NVIDIA H200", "hw_parent": "", "hw_type": "gpu"}
 INSTANCE = {**DEVICE, "hw_id": MIG_UUID, "hw_parent": UUID}
@@ -16,14 +18,10 @@ def metrics() -> Metrics:
     return Metrics()
 
 
-def value(metrics: Metrics, sample: str, /, **labels: str) -> float | None:
-    return metrics.registry.get_sample_value(sample, labels)
-
-
 def series(metrics: Metrics, hw_id: str = UUID) -> dict[str, list[dict[str, str]]]:
     """What there is of a device: name -> the labels of each series."""
     found: dict[str, list[dict[str, str]]] = {}
-    for family in metrics.registry.collect():
+    for family in exposed(metrics.registry).collect():
         for sample in family.samples:
             if sample.labels.get("hw_id") == hw_id:
                 found.setdefault(sample.name, []).append(sample.labels)
@@ -73,7 +71,7 @@ def test_names_and_labels_are_those_that_dashboards_and_other_exporters_use(metr
 
 
 def test_nothing_is_exposed_before_nvml_was_asked(metrics: Metrics) -> None:
-    names = {family.name for family in metrics.registry.collect()}
+    names = {family.name for family in exposed(metrics.registry).collect()}
     assert not {name for name in names if name.startswith("hw_") or "nvml" in name}
 
 
@@ -184,7 +182,9 @@ def test_what_a_mig_instance_shares_with_its_gpu_is_there_once(metrics: Metrics)
     assert value(metrics, "tailspan_gpu_process_memory_bytes", hw_id=MIG_UUID, process="worker") == 23 << 20
     assert state(metrics, INSTANCE)["failed"] == 0
     # AND a sum over devices has each total once
-    counters = {f"{family.name}_total" for family in metrics.registry.collect() if family.type == "counter"}
+    counters = {
+        f"{family.name}_total" for family in exposed(metrics.registry).collect() if family.type == "counter"
+    }
     assert not counters & set(series(metrics, MIG_UUID))
     assert counters & set(series(metrics, UUID))
     assert not {"hw_power_watts", "tailspan_gpu_clock_hertz"} & set(series(metrics, MIG_UUID))
@@ -217,25 +217,38 @@ def test_a_sum_without_one_of_its_parts_is_not_known(metrics: Metrics) -> None:
     assert value(metrics, "tailspan_gpu_process_utilization_ratio", hw_id=UUID, process="hog") == 0
 
 
-def test_names_beyond_the_limit_are_kept_under_other_and_counted() -> None:
-    # GIVEN room for three names
-    metrics = Metrics(max_label_sets=3)
-
-    # WHEN 23 come, and the first again
-    names = _processes(*((f"job{number}", 1, 0.01) for number in range(23)))
+def test_names_beyond_the_limit_are_kept_under_other_and_counted(metrics: Metrics) -> None:
+    # WHEN 101 processes come, and the first again
+    names = _processes(*((f"job{number}", 1, 0.01) for number in range(101)))
     metrics.gpus(sample_gpu_host(sample_gpu(processes=names)), TAKEN_MONO_NS)
     for _ in range(2):  # a scrape counts nothing
         found = series(metrics)["tailspan_gpu_process_memory_bytes"]
 
-    # THEN three have their own series and nothing is lost
-    assert [labels["process"] for labels in found] == ["job0", "job1", "job2", "other"]
-    assert value(metrics, "tailspan_gpu_process_memory_bytes", hw_id=UUID, process="other") == 20
+    # THEN the first have their own series and nothing is lost
+    beyond = 101 - MAX_GPU_PROCESSES
+    assert [labels["process"] for labels in found] == [*(f"job{n}" for n in range(MAX_GPU_PROCESSES)), "other"]
+    assert value(metrics, "tailspan_gpu_process_memory_bytes", hw_id=UUID, process="other") == beyond
     overflows = "tailspan_label_overflows_total"
-    assert value(metrics, overflows, metric="tailspan_gpu_process_memory_bytes") == 20
+    assert value(metrics, overflows, metric="tailspan_gpu_process_memory_bytes") == beyond
 
     metrics.gpus(sample_gpu_host(sample_gpu(processes=names[:1])), TAKEN_MONO_NS)
     assert value(metrics, "tailspan_gpu_process_memory_bytes", hw_id=UUID, process="job0") == 1
-    assert value(metrics, overflows, metric="tailspan_gpu_process_memory_bytes") == 20
+    assert value(metrics, overflows, metric="tailspan_gpu_process_memory_bytes") == beyond
+
+
+def test_a_name_that_has_no_bytes_does_not_break_scrapes(metrics: Metrics) -> None:
+    metrics.gpus(sample_gpu_host(sample_gpu(processes=_processes(("job\udcff", 23, 0.5)))), TAKEN_MONO_NS)
+    assert value(metrics, "tailspan_gpu_process_memory_bytes", hw_id=UUID, process="job?") == 23
+    assert b'process="job?"' in Exposition(metrics.registry).render()
+
+
+def test_the_docs_say_how_many_series_a_device_has(metrics: Metrics) -> None:
+    def count(**changes: object) -> int:
+        metrics.gpus(sample_gpu_host(sample_gpu(processes=(), xids={}, **changes)), TAKEN_MONO_NS)
+        return sum(map(len, series(metrics).values()))
+
+    assert count() == 54
+    assert count(parent=MIG_UUID) == 15
 
 
 @pytest.mark.parametrize("nvml", NvmlState)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gzip
 import socket
 import threading
 import time
@@ -10,6 +11,7 @@ import pytest
 
 from tailspan.errors import CannotError
 from tailspan.export import scrape
+from tailspan.export.exposition import OPENMETRICS, TEXT
 from tailspan.export.prometheus import Metrics
 from tailspan.export.scrape import MetricsServer
 
@@ -53,6 +55,58 @@ def test_metrics_are_openmetrics_with_exemplars_where_the_client_accepts_them(se
     assert content_type.startswith("application/openmetrics-text; version=1.0.0")
     assert f'# {{trace_id="{"ab" * 16}"}} 0.4' in body
     assert body.endswith("# EOF\n")
+
+
+PROMETHEUS_3 = (
+    "application/openmetrics-text;version=1.0.0;escaping=allow-utf-8;q=0.6,"
+    "application/openmetrics-text;version=0.0.1;q=0.5,text/plain;version=1.0.0;escaping=allow-utf-8;q=0.4,"
+    "text/plain;version=0.0.4;q=0.3,*/*;q=0.2"
+)
+
+
+@pytest.mark.parametrize(
+    ("accept", "openmetrics"),
+    [
+        ("", False),
+        ("*/*", False),
+        ("text/plain;version=0.0.4", False),
+        ("application/openmetrics-text", True),
+        ("Application/OpenMetrics-Text; version=1.0.0; charset=utf-8", True),
+        (PROMETHEUS_3, True),
+        ("application/openmetrics-text;version=0.0.1", False),
+        ("application/openmetrics-text;version=1.0.0;q=0,text/plain", False),
+        ("application/openmetrics-text;q=0.000", False),
+        (";;=,,;q", False),
+    ],
+)
+def test_the_format_is_the_one_that_the_client_accepts(
+    server: MetricsServer, accept: str, openmetrics: bool
+) -> None:
+    _, content_type, body = _get(server, "/metrics", Accept=accept)
+    assert content_type == (OPENMETRICS if openmetrics else TEXT)
+    assert body.endswith("# EOF\n") == openmetrics
+
+
+def test_a_client_that_accepts_gzip_gets_it(server: MetricsServer) -> None:
+    connection = HTTPConnection("127.0.0.1", server.port, timeout=10)
+    connection.request("GET", "/metrics", headers={"Accept-Encoding": "gzip"})
+    response = connection.getresponse()
+    packed = response.read()
+    connection.close()
+
+    assert response.headers["Content-Encoding"] == "gzip"
+    assert int(response.headers["Content-Length"]) == len(packed)
+    assert gzip.decompress(packed).decode() == _get(server, "/metrics", **{"Accept-Encoding": "gzip;q=0, br"})[2]
+
+
+def test_scrapes_at_the_same_time_all_get_the_whole_text(server: MetricsServer) -> None:
+    bodies: list[str] = []
+    scrapers = [threading.Thread(target=lambda: bodies.append(_get(server, "/metrics")[2])) for _ in range(7)]
+    for scraper in scrapers:
+        scraper.start()
+    for scraper in scrapers:
+        scraper.join()
+    assert bodies == [_get(server, "/metrics")[2]] * 7
 
 
 def test_healthz_says_what_is_wrong(server: MetricsServer, problems: list[str]) -> None:

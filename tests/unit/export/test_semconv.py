@@ -5,7 +5,7 @@ import re
 from functools import partialmethod
 
 import pytest
-from opentelemetry.semconv._incubating.attributes import hw_attributes
+from opentelemetry.semconv._incubating.attributes import container_attributes, hw_attributes, k8s_attributes
 from opentelemetry.semconv._incubating.metrics import hw_metrics
 
 from tailspan.attribute.causes import Cause
@@ -13,6 +13,12 @@ from tailspan.export import semconv
 
 #: Names that OpenTelemetry defines and that mean the same here; all others carry our prefix.
 OTEL_NAMES = {"service.name", "process.pid", "host.name", "error.type", "hw.id"}
+OTEL_NAMES |= {
+    value
+    for module in (container_attributes, k8s_attributes)
+    for name, value in vars(module).items()
+    if name.startswith(("CONTAINER_", "K8S_")) and isinstance(value, str)
+}
 UNIT_SUFFIXES = {"s": "_seconds", "By": "_bytes", "Hz": "_hertz", "W": "_watts", "J": "_joules", "Cel": "_celsius"}
 
 
@@ -47,6 +53,78 @@ def test_everything_has_a_meaning_in_words() -> None:
     assert all(thing.meaning.strip() for thing in everything)
 
 
+#: As scraped. Dashboards, alerts and rules of others are written with these.
+OURS = """
+agent_cpu_seconds_total agent_resident_memory_bytes bpf_run_seconds_total build_info dropped_messages_total
+export_dropped_total exported_total forgotten_requests_total gpu_call_duration_seconds gpu_calls_total
+gpu_clock_event_seconds_total gpu_clock_hertz gpu_clock_limit_hertz gpu_dram_utilization_ratio gpu_info
+gpu_memory_busy_ratio gpu_memory_reserved_bytes gpu_nvlink_io_bytes_total gpu_nvml_attempts_total
+gpu_nvml_call_seconds_total gpu_nvml_calls_total gpu_nvml_failures_total gpu_nvml_state gpu_pcie_generation
+gpu_pcie_generation_limit gpu_pcie_width_lanes gpu_pcie_width_limit_lanes gpu_performance_state
+gpu_power_limit_watts gpu_probe_off gpu_probes_attached gpu_process_memory_bytes gpu_process_utilization_ratio
+gpu_remapped_rows_total gpu_row_remap_failed gpu_row_remap_pending gpu_sample_age_seconds gpu_sm_occupancy_ratio
+gpu_sm_utilization_ratio gpu_tensor_utilization_ratio gpu_xids_total host_tcp_active_opens_total
+host_tcp_established_connections host_tcp_established_resets_total host_tcp_listen_drops_total
+host_tcp_listen_overflows_total host_tcp_passive_opens_total host_tcp_receive_queue_drops_total
+host_tcp_resets_sent_total host_tcp_retransmitted_segments_total host_tcp_sent_segments_total host_tcp_sockets
+host_tcp_syn_retransmits_total host_tcp_time_wait_sockets host_tcp_timeouts_total host_tcp_windows_closed_total
+host_tcp_windows_reopened_total incidents_total label_overflows_total lost_records_total lost_time_seconds_total
+otlp_breaker otlp_broken_spans_total otlp_dropped_items_total otlp_failures_total otlp_items_total
+otlp_queue_age_seconds otlp_queue_limit_bytes otlp_queued_bytes otlp_received_items_total otlp_refused_total
+otlp_sent_bytes_total probe_attached records_total request_duration_seconds request_time_seconds_total
+requests_joined_total run_queue_wait_seconds slow_requests_total taken_cpu_seconds_total tcp_accept_wait_seconds
+tcp_connect_duration_seconds tcp_connection_duration_seconds tcp_connections_total tcp_messages_total
+tcp_resets_total tcp_retransmits_total tcp_time_to_first_byte_seconds tcp_unread_wait_seconds
+tcp_upstream_answer_seconds tcp_zero_windows_total thread_time_seconds_total verdict_latency_seconds window_rows
+"""
+OPENTELEMETRYS = """
+hw_energy_joules_total hw_errors_total hw_gpu_io_bytes_total hw_gpu_memory_limit_bytes hw_gpu_memory_usage_bytes
+hw_gpu_memory_utilization_ratio hw_gpu_utilization_ratio hw_power_watts hw_status hw_temperature_celsius
+"""
+
+
+def test_no_metric_has_another_name_than_it_had() -> None:
+    expected = {*(f"tailspan_{name}" for name in OURS.split()), *OPENTELEMETRYS.split()}
+    assert {metric.name for metric in semconv.METRICS} == expected
+
+
+def test_every_metric_is_in_one_topic() -> None:
+    defined = [thing for thing in vars(semconv).values() if isinstance(thing, semconv.Metric)]
+    assert sorted(metric.name for metric in semconv.METRICS) == sorted(metric.name for metric in defined)
+
+
+def test_a_metric_that_is_new_or_as_opentelemetry_has_it_is_in_development() -> None:
+    everything = [*semconv.ATTRIBUTES, *semconv.METRICS]
+    assert {each.stability for each in everything} == {semconv.STABLE, semconv.DEVELOPMENT}
+    assert all(each.source for each in everything)
+    hardware = [metric for metric in semconv.METRICS if metric.otel.startswith(("hw.", "tailspan.gpu."))]
+    assert {metric.stability for metric in hardware} == {semconv.DEVELOPMENT}
+
+
+@pytest.mark.parametrize(
+    ("otel", "instrument", "unit", "expected"),
+    [
+        ("http.server.request.duration", "histogram", "s", "http_server_request_duration_seconds"),
+        ("hw.gpu.utilization", "gauge", "1", "hw_gpu_utilization_ratio"),
+        ("hw.status", "updowncounter", "1", "hw_status"),
+        ("hw.gpu.io", "counter", "By", "hw_gpu_io_bytes_total"),
+        ("hw.errors", "counter", "{error}", "hw_errors_total"),
+        ("hw.gpu.memory.usage", "updowncounter", "By", "hw_gpu_memory_usage_bytes"),
+        ("tailspan.gpu.clock", "gauge", "Hz", "tailspan_gpu_clock_hertz"),
+    ],
+)
+def test_prometheus_name_follows_from_opentelemetrys(otel: str, instrument: str, unit: str, expected: str) -> None:
+    metric = semconv.Metric(otel, instrument, unit, ("hw.id", "cause"), "Things", "test")
+    assert (metric.name, metric.labels) == (expected, ("hw_id", "cause"))
+    assert metric.kind == ("gauge" if instrument == "updowncounter" else instrument)
+
+
+def test_no_metric_is_also_the_namespace_of_another() -> None:
+    names = {metric.otel for metric in semconv.METRICS}
+    prefixes = {name[: dot.start()] for name in names for dot in re.finditer(r"\.", name)}
+    assert not names & prefixes
+
+
 @pytest.mark.parametrize("metric", semconv.METRICS, ids=lambda metric: metric.name)
 def test_metric_follows_the_naming_conventions(metric: semconv.Metric) -> None:
     stem = metric.name.removesuffix("_total")
@@ -58,18 +136,18 @@ def test_metric_follows_the_naming_conventions(metric: semconv.Metric) -> None:
 
 
 class PrometheusMeter:
-    """What instruments of OpenTelemetry are called in Prometheus: name -> kind, unit."""
+    """What instruments of OpenTelemetry are called in Prometheus: name -> their own name, kind and unit."""
 
     def __init__(self) -> None:
-        self.made: dict[str, tuple[str, str]] = {}
+        self.made: dict[str, tuple[str, str, str]] = {}
 
     def _make(self, kind: str, share: str, *, name: str, unit: str, **_: object) -> None:
         suffix = share if unit == "1" else UNIT_SUFFIXES.get(unit, "")
         total = "_total" if kind == "counter" else ""
-        self.made[name.replace(".", "_") + suffix + total] = kind, unit
+        self.made[name.replace(".", "_") + suffix + total] = name, kind, unit
 
     create_counter = partialmethod(_make, "counter", "")
-    create_up_down_counter = partialmethod(_make, "gauge", "")
+    create_up_down_counter = partialmethod(_make, "updowncounter", "")
     create_observable_gauge = partialmethod(_make, "gauge", "_ratio")
 
 
@@ -79,13 +157,13 @@ def test_hardware_metrics_are_opentelemetrys_as_prometheus_has_them() -> None:
         if name.startswith("create_hw_"):
             create(*[meter, None][: len(inspect.signature(create).parameters)])
     attributes = {value for name, value in vars(hw_attributes).items() if name.startswith("HW_")}
-    known = {name.replace(".", "_") for name in (*attributes, "error.type", "network.io.direction")}
+    known = {*attributes, "error.type", "network.io.direction"}
 
     ours = [metric for metric in semconv.METRICS if not metric.name.startswith("tailspan_")]
     assert len(ours) == 10
     for metric in ours:
-        assert meter.made[metric.name] == (metric.kind, metric.unit)
-        assert set(metric.labels) <= known
+        assert meter.made[metric.name] == (metric.otel, metric.instrument, metric.unit)
+        assert set(metric.attributes) <= known
 
 
 def test_duration_buckets_are_1_2_5_from_100_microseconds_to_10_seconds() -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -64,6 +65,25 @@ def test_the_verdict_span_says_why_and_how_sure() -> None:
     assert attributes["tailspan.sentence"].startswith("374 ms above normal")
 
 
+def test_what_the_cgroups_are_is_on_the_resource_and_of_the_culprit_on_the_verdict() -> None:
+    pod = {"container.id": "3f4e", "k8s.namespace.name": "batch", "k8s.pod.name": "etl"}
+    resource = pod | {"container.image.tags": "1.4,latest"}
+    hog = sample_verdict().culprit
+    assert hog is not None
+    culprit = replace(hog, identity=tuple((resource | {"tailspan.systemd.unit": "cron.service"}).items()))
+
+    (span, *_) = spans_of(sample_verdict(culprit=culprit), resource, "node-1")
+
+    assert span.resource.attributes["container.image.tags"] == ("1.4", "latest")
+    assert span.resource.attributes["k8s.pod.name"] == "etl"
+    told = {name: value for name, value in (span.attributes or {}).items() if name.startswith("tailspan.culprit.")}
+    assert told["tailspan.culprit.container.id"] == "3f4e"
+    assert told["tailspan.culprit.k8s.namespace.name"] == "batch"
+    assert told["tailspan.culprit.k8s.pod.name"] == "etl"
+    assert told["tailspan.culprit.systemd.unit"] == "cron.service"
+    assert not any("tags" in name for name in told)
+
+
 def test_a_ledger_in_seconds_still_sums_to_the_wall_time_to_the_nanosecond() -> None:
     attributes = _summary(sample_verdict())
 
@@ -89,6 +109,45 @@ def test_steps_below_the_floor_are_summed_by_cause_and_none_is_lost() -> None:
     assert names == ["tailspan.verdict", "tailspan.on_cpu"]
     assert attributes["tailspan.below_floor.run_queue"] == pytest.approx(0.060)
     assert attributes["tailspan.below_floor.io"] == pytest.approx(0.055)
+
+
+def test_the_longest_steps_below_the_floor_are_events_of_the_verdict_at_their_own_times() -> None:
+    # GIVEN 43 stretches below the floor, of 100 µs and more, between two threads
+    ends = [sum(100_000 + 1000 * (i * 7 % 43) for i in range(n)) for n in range(44)]
+    short = [
+        sample_step((Cause.RUN_QUEUE, Cause.IO)[i % 2], start, end, f"a[{i}]")
+        for i, (start, end) in enumerate(pairwise(ends))
+    ]
+    long = sample_step(Cause.ON_CPU, ends[-1], WALL_NS)
+
+    # WHEN they are exported
+    summary, *steps = _spans(sample_verdict(waterfall=(*short, long)))
+
+    # THEN the longest 32 are events, in time order, and say what they were
+    expected = sorted(short, key=lambda step: step.end_ns - step.start_ns)[-32:]
+    expected.sort(key=lambda step: step.start_ns)
+    start = sample_request().start_unix_ns
+    assert [(event.name, event.timestamp) for event in summary.events] == [
+        (f"tailspan.{semconv.cause_name(step.cause)}", start + step.start_ns) for step in expected
+    ]
+    assert [dict(event.attributes or {}) for event in summary.events] == [
+        {
+            "tailspan.cause": semconv.cause_name(step.cause),
+            "tailspan.duration": pytest.approx((step.end_ns - step.start_ns) / 1e9),
+            "tailspan.thread.tid": 8123,
+            "tailspan.note": step.note,
+        }
+        for step in expected
+    ]
+    assert not any(span.events for span in steps)
+
+
+def test_how_the_thread_is_known_and_what_of_the_trace_does_not_fit_is_on_the_verdict() -> None:
+    joined = _summary(sample_verdict(request=sample_request(join="socket", broken=3)))
+
+    assert joined["tailspan.thread.join"] == "socket"
+    assert joined["tailspan.trace.broken"] == 3
+    assert "tailspan.trace.broken" not in _summary(sample_verdict())
 
 
 def test_adjacent_steps_of_the_same_cause_and_note_become_one_span() -> None:
@@ -165,11 +224,13 @@ def test_the_gpu_and_what_ran_the_request_are_on_its_spans_where_they_are_known(
 def test_every_attribute_that_leaves_is_defined_for_that_kind_of_span() -> None:
     defined = {
         kind: {attribute.name for attribute in semconv.ATTRIBUTES if kind in attribute.on}
-        for kind in ("resource", "request", "verdict", "step")
+        for kind in ("resource", "request", "verdict", "step", "event")
     }
     request = sample_request(sampled=False, status="timeout", device="GPU-23", provider="CUDAExecutionProvider")
-    own, verdict, *steps = _spans(sample_verdict(request=request))
+    waterfall = (sample_step(Cause.IO, 0, MS // 2, "sda"), sample_step(Cause.ON_CPU, MS // 2, WALL_NS))
+    own, verdict, *steps = _spans(sample_verdict(request=request, waterfall=waterfall))
 
+    assert {name for event in verdict.events for name in event.attributes or {}} == defined["event"]
     assert set(own.attributes or {}) <= defined["request"]
     assert set(verdict.attributes or {}) <= defined["verdict"]
     assert all(set(step.attributes or {}) <= defined["step"] for step in steps)

@@ -1,7 +1,7 @@
 import numpy as np
 
 from tailspan.timeline.inbox import MAX_REQUEST_NS, Inbox, Received
-from tailspan.timeline.tables import LOSS_CLIENT
+from tailspan.timeline.tables import LOSS_CLIENT, Join
 from tailspan.timeline.threads import Threads
 from tailspan.timeline.window import Strings
 from tailspan.wire.events import THREAD_STATE
@@ -95,7 +95,19 @@ def test_a_thread_that_is_not_the_senders_is_unknown_and_counted() -> None:
     rows = box.rows(received(request(tid=905)))  # the host's number means nothing in the sender's namespace
 
     assert rows.requests["tid"].tolist() == [0]
+    assert rows.requests["join"].tolist() == [Join.NONE]
     assert box.dropped == {"unknown_tid": 1}
+
+
+def test_a_request_may_name_no_thread_and_tell_of_spans_that_do_not_fit() -> None:
+    box = inbox()
+
+    rows = box.rows(received(request(), request(tid=0, broken=2), request(tid=0, broken=1 << 20)))
+
+    assert rows.requests["tid"].tolist() == [905, 0, 0]
+    assert rows.requests["join"].tolist() == [Join.SAID, Join.NONE, Join.NONE]
+    assert rows.requests["broken"].tolist() == [0, 2, 0xFFFF]
+    assert not box.dropped
 
 
 def test_what_cannot_be_true_of_time_is_dropped_and_counted() -> None:

@@ -23,6 +23,17 @@ def many_steps(count: int) -> tuple[Step, ...]:
     return tuple(sample_step(causes[at % 3], start, end) for at, (start, end) in enumerate(pairwise(cuts)))
 
 
+@pytest.mark.parametrize(("width", "shown"), [(80, False), (120, True)])
+def test_where_a_culprit_runs_stands_beside_it_where_there_is_room(width: int, shown: bool) -> None:
+    pod = (("k8s.namespace.name", "batch"), ("k8s.pod.name", "etl-7"))
+    hog = Culprit(CulpritKind.PROCESS, 358 * MS, "stress-ng[9001]", 9001, identity=pod)
+    ledger = (Part(Cause.RUN_QUEUE, WALL_NS, 0, (hog,)),)
+    lines = explain.as_text(sample_verdict(ledger=ledger), width).splitlines()
+    (line,) = (line for line in lines if "358.0 stress-ng[9001]" in line)
+    assert line.endswith("in pod batch/etl-7" if shown else "358.0 stress-ng[9001]")
+    assert explain.as_json(sample_verdict(culprit=hog))["verdict"]["culprit"]["identity"] == dict(pod)
+
+
 def waterfall_of(text: str) -> list[str]:
     """The lines below the waterfall's head."""
     return text.split("\n\n")[2].splitlines()[1:]
@@ -138,6 +149,7 @@ def test_json_ledger_sums_to_the_wall_time() -> None:
             "comm": "stress-ng",
             "cgroup": "/batch.slice",
             "owner": "",
+            "identity": {},
         }
     ]
 
@@ -158,6 +170,16 @@ def test_json_has_the_verdict_and_what_it_rests_on() -> None:
         "notes": [],
     }
     assert body["waterfall"][-1]["end_ns"] == WALL_NS
+
+
+def test_how_the_thread_is_known_and_what_does_not_fit_is_told() -> None:
+    note = "the thread was inferred: it read the request from its socket"
+    verdict = sample_verdict(
+        request=sample_request(join="socket", broken=2), trust=Trust(1.0, 0, 12_000, None, (note,))
+    )
+    request = explain.as_json(verdict)["request"]
+    assert (request["join"], request["broken"]) == ("socket", 2)
+    assert f"notes: {note}" in explain.as_text(verdict, 120)
 
 
 def test_json_is_of_plain_types_and_the_same_bytes_each_time() -> None:

@@ -21,6 +21,7 @@ STRUCTS = (
     "incident",
     "gpu_call",
     "gpu_call_key",
+    "socket_owner",
     "syscall_record",
     "syscall_key",
     "syscall_hist",

@@ -130,6 +130,16 @@ PROBES: tuple[Probe, ...] = (
         " (no sock_send_length): all of it but connections and connecting",
     ),
     Probe(
+        name="owners",
+        answers="which process sent an OTLP message",
+        programs={"iter_owners": "bpf_iter__task_file", "iter_processes": "bpf_iter__task"},
+        optional=frozenset(),
+        default=True,
+        required=False,
+        cost="nothing until a worker connects to the OTLP receiver, then one walk over all open files",
+        without="which process sent an OTLP message, but where /proc shows the files of others' processes",
+    ),
+    Probe(
         name="incidents",
         answers="who stopped, continued or killed a process; whom the out-of-memory killer chose",
         programs=_tracepoints(on_signal="signal_generate", on_oom_victim="mark_victim"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import struct
+import threading
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,6 +25,7 @@ from tailspan.wire.events import (
     CPU_SLICE,
     GPU_CALL,
     INCIDENT,
+    SOCKET_OWNER,
     SOCKET_WAIT,
     SYSCALL_HIST,
     SYSCALL_KEY,
@@ -117,6 +119,7 @@ class BpfSource:
         self._lost = np.zeros(RecordClass.COUNT, np.int64)
         self._counted_ns = time.monotonic_ns()  # when the loss counters were last read
         self._cpus = libbpf.possible_cpus()
+        self._asking = threading.Lock()  # one port is asked for at a time
         check_layouts(self.options.object_path)
         kernel = btf.kernel_type_names(self.options.vmlinux)
         require_privilege()
@@ -176,6 +179,20 @@ class BpfSource:
         """State of every followed thread now (THREAD_STATE rows), with the interval that is still open."""
         raw = self._loaded.links["lifecycle"]["iter_threads"].read_iterator()
         return np.frombuffer(raw, THREAD_STATE)
+
+    def socket_owners(self, port: int) -> Table:
+        """Who on this host holds a TCP socket that is connected to ``port`` (SOCKET_OWNER rows).
+
+        One row per process and socket; in any network namespace. From any thread. Raises :class:`ProbeError` where
+        the probe "owners" is not attached.
+        """
+        with self._asking:
+            self._loaded.object.map("owners_of").update(struct.pack("<I", 0), struct.pack("<I", port))
+            return np.frombuffer(self._iterator("owners", "iter_owners").read_iterator(), SOCKET_OWNER)
+
+    def processes(self) -> Table:
+        """Every process of this host (SOCKET_OWNER rows without a socket). Otherwise as :meth:`socket_owners`."""
+        return np.frombuffer(self._iterator("owners", "iter_processes").read_iterator(), SOCKET_OWNER)
 
     def drain(self, thorough: bool = True) -> Batch:
         """Empty the rings; those that fill slowly, and the loss counters, only when ``thorough``."""
@@ -260,6 +277,11 @@ class BpfSource:
                 ring.close()
         self._loaded.rings.clear()
         self._loaded.object.close()
+
+    def _iterator(self, probe: str, program: str) -> libbpf.Link:
+        if not self.status[probe].attached:
+            raise ProbeError(f"probe {probe}: {self.status[probe].why or 'it is not attached'}")
+        return self._loaded.links[probe][program]
 
     def _rule_out_missing(self, kernel: frozenset[str]) -> None:
         for status in self.status.values():

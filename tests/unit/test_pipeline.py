@@ -1,0 +1,68 @@
+"""What the pipeline keeps of whose cgroup is whose: live cgroup ids in, stored names out."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+import numpy as np
+import pytest
+
+from tailspan.config import load
+from tailspan.pipeline import Judged, Pipeline
+from tailspan.timeline.evidence import Meta
+from tailspan.timeline.inbox import Received
+from tailspan.wire.events import THREAD_EVENT
+from tailspan.wire.spans import Hello, Request
+from tests.builders import MS, table
+
+TGID, TID, CGROUP, HOGS = 8100, 8123, 42, 43
+PATHS = {CGROUP: "/docker/web", HOGS: "/system.slice/cron.service"}
+IDENTITIES = {
+    "/docker/web": {"container.name": "web", "container.id": "3f4e"},
+    "/system.slice/cron.service": {"tailspan.systemd.unit": "cron.service"},
+}
+
+
+def identify(paths: Collection[str]) -> dict[str, dict[str, str]]:
+    return {path: IDENTITIES[path] for path in paths if path in IDENTITIES}
+
+
+def judged(said: dict[str, str], cgroup_id: int = CGROUP) -> Judged:
+    """One request of a worker in a container, of which a cron job took the CPU for half a second."""
+    pipeline = Pipeline(load(flags={"store.keep": "all"}, environ={}))
+    look = table(
+        "open_threads", rows=2, tid=[TID, TGID], tgid=TGID, ns_tid=[TID, TGID], cgroup_id=[HOGS, cgroup_id]
+    )
+    look["run_mono_ns"], look["taken_mono_ns"] = 700 * MS, 1001 * MS
+    pipeline.threads.see(look)
+    wait = table("cycles", tid=TID, tgid=TGID, off_mono_ns=200 * MS, ready_mono_ns=200 * MS, on_mono_ns=700 * MS)
+    taken = table("slices", start_mono_ns=200 * MS, end_mono_ns=700 * MS)
+    for column, value in {"tid": 9, "tgid": 9, "comm": b"backup", "cgroup_id": HOGS}.items():
+        taken["runner"][column] = value
+    pipeline.take({"cycles": wait, "slices": taken}, np.empty(0, THREAD_EVENT))
+    request = Request(b"t" * 16, b"s" * 8, bytes(8), "1", "infer", TID, 100 * MS, 1000 * MS)
+    messages = [Received(TGID, Hello(TGID, "web", "", said), 1), Received(TGID, request, 1000 * MS)]
+    (found,) = pipeline.judge(
+        messages, look, Meta(resources={str(TGID): said}), lambda i: PATHS.get(i, ""), identify
+    )
+    return found
+
+
+def test_a_worker_is_told_by_its_cgroup_and_what_it_says_itself_wins() -> None:
+    resources = judged({"container.name": "said", "service.name": "web"}).evidence.meta.resources
+    assert resources == {str(TGID): {"container.name": "said", "container.id": "3f4e", "service.name": "web"}}
+
+
+@pytest.mark.parametrize("cgroup_id", [0, 7])
+def test_of_a_cgroup_that_is_not_known_only_what_the_worker_says_is_kept(cgroup_id: int) -> None:
+    assert judged({"service.name": "web"}, cgroup_id).evidence.meta.resources == {
+        str(TGID): {"service.name": "web"}
+    }
+    assert judged({}, cgroup_id).evidence.meta.resources == {}
+
+
+def test_the_culprits_unit_is_stored_with_the_evidence_and_in_the_verdict() -> None:
+    found = judged({})
+    assert found.evidence.meta.cgroups == {str(number): path for number, path in PATHS.items()}
+    assert found.evidence.meta.identities == IDENTITIES
+    assert "while backup (pid 9, unit cron.service) ran there" in found.verdicts[0].sentence
