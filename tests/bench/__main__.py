@@ -13,7 +13,7 @@ from pathlib import Path
 from types import ModuleType
 
 from tailspan.errors import TailspanError
-from tests.bench import attribution, client, decode, page, probes, startup, switch, worker
+from tests.bench import attribution, client, decode, export, page, probes, scrape, startup, switch, worker
 from tests.bench.spread import Figures
 
 #: In the order of the page.
@@ -24,6 +24,8 @@ BENCHES: dict[str, ModuleType] = {
     "probes": probes,
     "decode": decode,
     "attribution": attribution,
+    "export": export,
+    "scrape": scrape,
     "startup": startup,
 }
 
