@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import socket
 import ssl
 import subprocess
@@ -17,6 +18,13 @@ from pathlib import Path
 import grpc
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
+from tailspan.wire.otlp import Signal
+
+SERVICES = {
+    Signal.TRACES: "opentelemetry.proto.collector.trace.v1.TraceService",
+    Signal.METRICS: "opentelemetry.proto.collector.metrics.v1.MetricsService",
+    Signal.LOGS: "opentelemetry.proto.collector.logs.v1.LogsService",
+}
 CODES = {400: grpc.StatusCode.INVALID_ARGUMENT, 503: grpc.StatusCode.UNAVAILABLE}
 
 
@@ -38,6 +46,11 @@ class Backend:
     paths: list[str] = field(default_factory=list)  #: URL path or method
     types: list[str] = field(default_factory=list)  #: content types
     times_s: list[float] = field(default_factory=list)  #: of every attempt
+
+    def payloads(self, signal: Signal) -> list[bytes]:
+        """Those that it has said yes to, of one signal."""
+        paths = (f"/v1/{signal}", f"/{SERVICES[signal]}/Export")
+        return [payload for path, payload in zip(self.paths, self.taken, strict=True) if path in paths]
 
     def answer(self, path: str, media: str, payload: bytes) -> Reply:
         reply = self.replies.pop(0) if self.replies else Reply()
@@ -87,6 +100,8 @@ def http_backend(backend: Backend, port: int = 0, certificates: Certificates | N
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             payload = self.rfile.read(int(self.headers["Content-Length"]))
+            if self.headers.get("Content-Encoding") == "gzip":
+                payload = gzip.decompress(payload)
             reply = backend.answer(self.path, self.headers["Content-Type"], payload)
             self.send_response(reply.status)
             for name, value in reply.headers.items():

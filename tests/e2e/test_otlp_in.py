@@ -2,20 +2,12 @@
 
 from __future__ import annotations
 
-import gzip
 import json
 import os
 import subprocess
 import sys
-import threading
-from collections import defaultdict
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-import grpc
 import pytest
 
 from tailspan.collect.bpf.source import BpfSource
@@ -25,18 +17,11 @@ from tailspan.timeline.inbox import Received
 from tailspan.wire.otlp import Origin, Signal
 from tailspan.wire.spans import Hello, Request, SpanKind
 from tests.conftest import eventually
+from tests.e2e.backends import BACKENDS, Backend
 
 pytestmark = [pytest.mark.kernel, pytest.mark.e2e]
 
 REQUESTS = 23
-SERVICES = {
-    "opentelemetry.proto.collector.trace.v1.TraceService": Signal.TRACES,
-    "opentelemetry.proto.collector.metrics.v1.MetricsService": Signal.METRICS,
-    "opentelemetry.proto.collector.logs.v1.LogsService": Signal.LOGS,
-}
-
-Payloads = dict[Signal, list[bytes]]
-
 #: Sends to argv[2], and the same to argv[3]; serves argv[4] requests, each with a child on a thread of its own.
 WORKER = """
 import json, os, sys, threading, time
@@ -97,58 +82,12 @@ print(json.dumps(told))
 """
 
 
-@contextmanager
-def grpc_backend(payloads: Payloads) -> Iterator[str]:
-    def keep(signal: Signal) -> Callable[[bytes, grpc.ServicerContext], bytes]:
-        return lambda body, context: payloads[signal].append(body) or b""
-
-    server = grpc.server(ThreadPoolExecutor(2))
-    for name, signal in SERVICES.items():
-        method = grpc.unary_unary_rpc_method_handler(keep(signal))
-        server.add_generic_rpc_handlers([grpc.method_handlers_generic_handler(name, {"Export": method})])
-    port = server.add_insecure_port("127.0.0.1:0")
-    server.start()
-    try:
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        server.stop(None).wait()
-
-
-@contextmanager
-def http_backend(payloads: Payloads) -> Iterator[str]:
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            body = self.rfile.read(int(self.headers["Content-Length"]))
-            if self.headers.get("Content-Encoding") == "gzip":
-                body = gzip.decompress(body)
-            payloads[Signal(self.path.removeprefix("/v1/"))].append(body)
-            self.send_response(200)
-            self.end_headers()
-
-        def log_message(self, format: str, *args: object) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}"
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
-
-
-BACKENDS = {"grpc": grpc_backend, "http/protobuf": http_backend}
-
-
 @pytest.mark.parametrize("compression", ["", "gzip"])
 @pytest.mark.parametrize("protocol", BACKENDS)
 def test_what_the_sdk_exports_is_forwarded_unchanged_and_joined(
     source: BpfSource, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, protocol: str, compression: str
 ) -> None:
-    forwarded: Payloads = defaultdict(list)
-    direct: Payloads = defaultdict(list)
+    forwarded, direct = Backend(), Backend()
     with BACKENDS[protocol](forwarded) as backend, BACKENDS[protocol](direct) as beside:
         # GIVEN a receiver whose messages go on to a backend
         monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", backend)
@@ -170,13 +109,16 @@ def test_what_the_sdk_exports_is_forwarded_unchanged_and_joined(
             said, errors = worker.communicate(timeout=60)
             assert (worker.returncode, errors) == (0, b"")
             received = receiver.read()
-            eventually(lambda: forwarded[Signal.TRACES] and forwarded[Signal.METRICS], "all is forwarded")
+            eventually(
+                lambda: forwarded.payloads(Signal.TRACES) and forwarded.payloads(Signal.METRICS),
+                "all is forwarded",
+            )
         finally:
             receiver.close()
             outlets.close(1.0)
 
     # THEN both backends have the same bytes
-    assert forwarded[Signal.TRACES] == direct[Signal.TRACES]
+    assert forwarded.payloads(Signal.TRACES) == direct.payloads(Signal.TRACES) != []
     assert receiver.received[Signal.TRACES] == 2 * REQUESTS
     assert receiver.received[Signal.METRICS] >= 1
     assert receiver.refused == receiver.broken == {}

@@ -8,13 +8,10 @@ import os
 import re
 import socket
 import tempfile
-import threading
 import time
 import urllib.request
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from http import HTTPStatus
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -24,6 +21,7 @@ from dashboards.views import VIEWS
 
 from tailspan.export import semconv
 from tests.conftest import eventually
+from tests.e2e.backends import Backend, http_backend
 from tests.prometheus import SCRAPE_EVERY_S, Prometheus, Sample, prometheus, promtool
 from tests.scorecard.faults import cpu_hog, cpu_quota
 from tests.scorecard.scene import Scene, scene
@@ -131,7 +129,7 @@ def run() -> Iterator[Run]:
         made = tempfile.TemporaryDirectory(prefix="tailspan-prometheus-", dir="/var/tmp")
         folder = Path(stack.enter_context(made))
         patch = stack.enter_context(pytest.MonkeyPatch.context())
-        patch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", stack.enter_context(_backend()))
+        patch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", stack.enter_context(http_backend(Backend())))
         patch.setenv("OTEL_EXPORTER_OTLP_PROTOCOL", "http/protobuf")
         patch.setenv("TAILSPAN_OTLP_HTTP", f"127.0.0.1:{otlp_port}")
         at = stack.enter_context(scene(folder))
@@ -142,30 +140,6 @@ def run() -> Iterator[Run]:
         at.load.close()
         yield Run(at, asked, since, until)
         at.agent.stop()
-
-
-@contextlib.contextmanager
-def _backend() -> Iterator[str]:
-    """Takes whatever is sent; gives its address."""
-
-    class Takes(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            self.rfile.read(int(self.headers["Content-Length"]))
-            self.send_response(HTTPStatus.OK)
-            self.send_header("Content-Length", "0")
-            self.end_headers()
-
-        def log_message(self, format: str, *args: object) -> None:
-            pass
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Takes) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        try:
-            yield f"http://127.0.0.1:{server.server_port}"
-        finally:
-            server.shutdown()
-            thread.join()
 
 
 def _play(at: Scene, asked: Prometheus) -> None:
