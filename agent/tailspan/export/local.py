@@ -17,6 +17,7 @@ from pathlib import Path
 
 from tailspan.errors import CannotError, NotFoundError, SegmentError, UsageError
 from tailspan.export import scan, segment
+from tailspan.export.folder import make
 from tailspan.export.scan import Located
 from tailspan.export.segment import FILE_HEADER_SIZE, IndexRow
 from tailspan.timeline.evidence import Evidence
@@ -118,9 +119,7 @@ class SegmentWriter:
         return time.monotonic() - self._opened_mono_s > self._max_age_s * SEGMENT_AGE_SHARE
 
     def _open(self) -> None:
-        if not self._directory.is_dir():
-            self._directory.mkdir(parents=True)
-            self._directory.chmod(0o750)  # whatever the umask: the group reads
+        make(self._directory)
         self._delete_oldest()
         newest = max((int(path.stem) for path in _segments(self._directory)), default=0)
         created_unix_ns = max(time.time_ns(), newest + 1)  # names stay in order when the wall clock steps back

@@ -14,6 +14,7 @@ import struct
 import threading
 from pathlib import Path
 
+from tailspan.export.folder import make
 from tailspan.log import once_per
 
 log = logging.getLogger(__name__)
@@ -96,7 +97,7 @@ class Tally:
         self._write(_offset(slot), _SLOT.pack(len(name), name, value))
 
     def _open(self) -> None:
-        self._path.parent.mkdir(parents=True, exist_ok=True)
+        make(self._path.parent)
         self._fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
         fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)  # another agent with the same store keeps it
         os.fchmod(self._fd, 0o640)

@@ -44,6 +44,9 @@ def test_export_is_configured_only_by_an_endpoint(environ: dict[str, str], expec
         ("OTEL_EXPORTER_OTLP_PROTOCOL", "http/json"),
         ("OTEL_EXPORTER_OTLP_TIMEOUT", "soon"),
         ("OTEL_EXPORTER_OTLP_COMPRESSION", "brotli"),
+        ("OTEL_EXPORTER_OTLP_COMPRESSION", "none"),
+        ("OTEL_EXPORTER_OTLP_CERTIFICATE", "/absent/ca.pem"),
+        ("OTEL_EXPORTER_OTLP_CLIENT_KEY", "/absent/key.pem"),
     ],
 )
 def test_a_wrong_variable_is_a_usage_error_that_shows_its_value(

@@ -184,7 +184,7 @@ def test_without_a_disk_batches_wait_in_memory_within_its_bound(tmp_path: Path) 
             spool.put(batch)
 
         # THEN the newest ten wait, in order, and the others are counted
-        assert _dropped(spool, "eexist") == _items(batches[:13])
+        assert _dropped(spool, "enotdir") == _items(batches[:13])
         assert spool.state().size_bytes == 10_000
         assert spool.peek() == batches[13]
         spool.done()
@@ -194,7 +194,7 @@ def test_without_a_disk_batches_wait_in_memory_within_its_bound(tmp_path: Path) 
         spool.put(_batch(23, created_unix_ns=1))
         assert len(_segments(folder)) == 1
         assert _drain(spool) == [*batches[14:], _batch(23, created_unix_ns=1)]
-        assert spool.state().dropped_verdicts == {"eexist": 13}
+        assert spool.state().dropped_verdicts == {"enotdir": 13}
 
 
 def test_what_no_disk_takes_is_counted_at_the_end(tmp_path: Path) -> None:
@@ -204,7 +204,7 @@ def test_what_no_disk_takes_is_counted_at_the_end(tmp_path: Path) -> None:
         spool.put(_batch(n))
     spool.peek()
     spool.close()
-    assert _dropped(spool, "eexist") == _items([_batch(n) for n in range(23)])
+    assert _dropped(spool, "enotdir") == _items([_batch(n) for n in range(23)])
     assert spool.state().waiting.batches == 0
 
 

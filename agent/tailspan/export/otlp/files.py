@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from tailspan.export.folder import make
 from tailspan.export.otlp import record
 from tailspan.export.otlp.record import MOST, NOTHING, Counts, Read, Record
 
@@ -51,10 +52,7 @@ class Mark:
 
 def open_mark(folder: Path) -> tuple[int, bytes]:
     """The mark's descriptor, locked, and what is in it. Raises OSError; another process may hold the lock."""
-    for path in (folder.parent, folder):
-        if not path.is_dir():
-            path.mkdir(parents=True)
-            path.chmod(0o750)  # whatever the umask: the group reads
+    make(folder)
     fd = os.open(folder / "mark", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)

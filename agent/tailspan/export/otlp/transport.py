@@ -126,6 +126,7 @@ def open_transport(signal: Signal, environ: Mapping[str, str]) -> Transport:
         or environ.get("OTEL_EXPORTER_OTLP_PROTOCOL")
         or "grpc"  # the Python SDK's own default
     )
+    _check(signal, environ, protocol)
     try:
         if protocol == "grpc":
             from tailspan.export.otlp.over_grpc import GrpcTransport
@@ -144,3 +145,20 @@ def open_transport(signal: Signal, environ: Mapping[str, str]) -> Transport:
     except Exception as error:  # a bad timeout, compression or certificate: each raises a type of its own
         raise UsageError(f"OTEL_EXPORTER_OTLP_* is wrong: {error!r}") from None
     raise UsageError(f"OTEL_EXPORTER_OTLP_PROTOCOL={protocol}: only grpc and http/protobuf are supported")
+
+
+def _check(signal: Signal, environ: Mapping[str, str], protocol: str) -> None:
+    """What the exporters themselves do not refuse, or not in words. Raises UsageError."""
+    for what in ("CERTIFICATE", "CLIENT_KEY", "CLIENT_CERTIFICATE", "COMPRESSION"):
+        names = (f"OTEL_EXPORTER_OTLP_{signal.upper()}_{what}", f"OTEL_EXPORTER_OTLP_{what}")
+        name = next((name for name in names if environ.get(name)), "")
+        value = environ.get(name, "")
+        if what == "COMPRESSION":
+            if value == "none" and protocol == "grpc":
+                raise UsageError(f"{name}=none: the gRPC exporter does not know it; none is what it does if unset")
+        elif value:
+            try:
+                with open(value, "rb"):
+                    pass
+            except OSError as error:
+                raise UsageError(f"{name}={value}: {error.strerror}") from None
