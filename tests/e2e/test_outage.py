@@ -14,6 +14,8 @@ from collections.abc import Callable
 
 import pytest
 
+from tailspan.attribute.verdict import Outcome
+from tailspan.export.local import SegmentReader
 from tests.conftest import eventually
 from tests.e2e.conftest import AgentProcess, free_port, metric
 from tests.e2e.test_otlp_receivers import Received, http_receiver
@@ -99,11 +101,17 @@ def test_every_verdict_of_an_outage_arrives_once_though_the_agent_is_killed_in_i
     # THEN each has come once, but for those of the last moment before the kill, and of the time without an agent
     assert set(found.values()) == {1}
     assert set(found) <= {span for span, *_ in told}
-    missing = {span: at for span, at in slow.items() if span not in found}
+    # A turn has time for so many verdicts; what is slow beyond that is stored, and judged when it is read.
+    stored = [entry.row for entry in SegmentReader(agent.store).rows()]
+    unjudged = {row.span_id for row in stored if row.outcome == Outcome.UNJUDGED}
+    assert len(unjudged) <= 0.05 * len(slow)
+    assert not unjudged & found.keys()
+    missing = {span: at for span, at in slow.items() if span not in found.keys() | unjudged}
     print(
-        f"{len(told)} requests in {OUTAGE_S:g} s, {len(slow)} slow, {len(found)} verdicts; without an agent for"
-        f" {back_s - killed_s:.1f} s; missing {len(missing)}, the first {killed_s - min(missing.values()):.2f} s"
-        f" before the kill; counted: {missed:g} messages ({dropped} by the client itself), {killed:g} verdicts"
+        f"{len(told)} requests in {OUTAGE_S:g} s, {len(slow)} slow, {len(found)} verdicts,"
+        f" {len(unjudged)} unjudged; without an agent for {back_s - killed_s:.1f} s;"
+        f" missing {len(missing)}, the first {killed_s - min(missing.values()):.2f} s before the kill;"
+        f" counted: {missed:g} messages ({dropped} by the client itself), {killed:g} verdicts"
     )
     assert all(killed_s - LAST_MOMENT_S <= at <= back_s + LAST_MOMENT_S for at in missing.values())
     # AND those are counted, and the messages on requests that were not slow
