@@ -24,8 +24,8 @@ from tailspan.export.semconv import OTHER, Metric
 from tailspan.export.turns import run_queue_waits, taken_ns, thread_time_ns
 from tailspan.timeline.evidence import Table
 from tailspan.timeline.gpus import GpuHost
-from tailspan.timeline.tables import Join
-from tailspan.wire.events import GpuCallKind, IncidentKind, SocketFlags, SocketOp
+from tailspan.timeline.tables import Join, join
+from tailspan.wire.events import CPU_SLICE, THREAD_CYCLE, GpuCallKind, IncidentKind, SocketFlags, SocketOp
 from tailspan.wire.otlp import Origin, Signal
 
 #: Of REQUEST_DURATION, at 19 series each: combinations of name, model, version and status; those of them with the
@@ -98,7 +98,8 @@ class Metrics:
         self._gpu_processes = LabelSets(MAX_GPU_PROCESSES)
         self._request_labels = _RequestLabels()
         self._names = LabelSets(MAX_NAMES)
-        self._turns: list[tuple[Table, Table]] = []
+        self._turns: list[tuple[Table, Table]] = []  # not added up yet
+        self._n_turns = 0  # rows of them
         self._numbers: dict[str, Numbers] = {}
         self._histograms: dict[str, Histogram] = {}
         for metric in semconv.METRICS:
@@ -174,10 +175,14 @@ class Metrics:
         Few rows cost as much as a thousand: they are kept until they are to be added up, or are many. A turn that
         is not over is not counted yet.
         """
-        self._turns.append((cycles, slices))
-        if add_up or sum(len(rows) for turns in self._turns for rows in turns) >= MANY_TURNS:
-            self._add_up(*map(np.concatenate, zip(*self._turns, strict=True)))
+        if len(cycles) or len(slices):
+            self._turns.append((cycles, slices))
+            self._n_turns += len(cycles) + len(slices)
+        if add_up or self._n_turns >= MANY_TURNS:
+            of_cycles, of_slices = zip(*self._turns, strict=True) if self._turns else ((), ())
+            self._add_up(join(of_cycles, THREAD_CYCLE), join(of_slices, CPU_SLICE))
             self._turns.clear()
+            self._n_turns = 0
 
     def _add_up(self, cycles: Table, slices: Table) -> None:
         """No rows make the series, so that rate() sees the first."""
@@ -190,9 +195,9 @@ class Metrics:
         for process, ns in taken_ns(cycles, slices).items():
             self._of(semconv.TAKEN_TIME).inc(process, by=ns / 1e9)
 
-    def joined(self, join: npt.NDArray[np.integer]) -> None:
+    def joined(self, joins: npt.NDArray[np.integer]) -> None:
         """timeline.tables.Join of requests: how the thread that served each is known."""
-        counts = np.bincount(join, minlength=len(Join)).tolist()
+        counts = np.bincount(joins, minlength=len(Join)).tolist()
         for by in Join:
             self._of(semconv.REQUESTS_JOINED).inc(by.name.lower(), by=counts[by])
 
