@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 OBJECT := agent/tailspan/_bpf/tailspan.bpf.o
 PROMETHEUS := $(VENV)/prometheus
-PACKAGES := python3-venv python3-pip make clang llvm libbpf-dev libbpf1 openssl
+PACKAGES := python3-venv python3-pip make clang llvm libbpf-dev libbpf1 openssl python3-bpfcc systemd iproute2 procps mmdebstrap
 RUN := $(if $(filter 0,$(shell id -u)),,sudo)
 
 .DEFAULT_GOAL := help
@@ -23,6 +23,7 @@ check: venv ## formatting, lint, types, import layers, generated files
 	$(BIN)/ruff format --check -q .
 	$(BIN)/ruff check -q .
 	$(BIN)/mypy
+	$(BIN)/mypy packaging/*.py
 	$(BIN)/lint-imports
 	$(BIN)/python -m tailspan.collect.bpf.codegen $(OBJECT) $(VENV)/events.py
 	diff -u agent/tailspan/wire/events.py $(VENV)/events.py
@@ -50,6 +51,9 @@ pictures: demo ## redraw docs/pictures from a demo (root)
 dist: venv ## wheel and source distribution in dist/
 	$(BIN)/pip install -q build
 	$(BIN)/python -m build --outdir dist .
+
+deb: venv ## the Debian package in dist/, for this release and architecture
+	$(BIN)/python packaging/build_deb.py
 
 venv: $(VENV)/installed ## the virtual environment, with the agent, the worker and the test tools in it
 
@@ -79,4 +83,4 @@ clean: ## remove what make made
 	rm -rf $(VENV) .demo dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	$(MAKE) -C bpf clean
 
-.PHONY: help demo test check bench scorecard events generated pictures bpf dist venv deps clean
+.PHONY: help demo test check bench scorecard events generated pictures bpf dist deb venv deps clean

@@ -18,41 +18,36 @@ struct issue {
 };
 
 /* By the request's address. LRU: a request whose completion is never seen is pushed out by later ones. */
-struct {
+MAP(issues,
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
 	__uint(max_entries, 8192);
 	__type(key, u64);
-	__type(value, struct issue);
-} issues SEC(".maps");
-
-#define REQ_OP_MASK 0xff /* include/linux/blk_types.h */
+	__type(value, struct issue););
 
 static __always_inline void note_issuer(struct request *rq, u64 issued_mono_ns)
 {
-	struct task_struct *task = bpf_get_current_task_btf();
+	struct task_struct *task = CURRENT_TASK();
 	struct issue issue = {};
 	u64 key = (u64)rq;
 
 	issue.mono_ns = issued_mono_ns;
 	issue.cgroup_id = cpu_cgroup_id(task);
-	issue.tid = task->pid;
-	issue.tgid = task->tgid;
-	issue.kthread = task->flags & PF_KTHREAD ? 1 : 0;
+	issue.tid = READ(task, pid);
+	issue.tgid = READ(task, tgid);
+	issue.kthread = READ(task, flags) & PF_KTHREAD ? 1 : 0;
 	issue.followed = follow_of(task) ? 1 : 0;
 	read_comm(issue.comm, task);
 	bpf_map_update_elem(&issues, &key, &issue, BPF_ANY);
 }
 
 /* Into the scheduler, by who made it; it may be handed to the device by another. */
-SEC("tp_btf/block_rq_insert")
-int BPF_PROG(on_block_insert, struct request *rq)
+TRACEPOINT(block_rq_insert, on_block_insert, struct request *rq)
 {
 	note_issuer(rq, 0);
 	return 0;
 }
 
-SEC("tp_btf/block_rq_issue")
-int BPF_PROG(on_block_issue, struct request *rq)
+TRACEPOINT(block_rq_issue, on_block_issue, struct request *rq)
 {
 	struct issue *issue;
 	u64 key = (u64)rq;
@@ -66,8 +61,7 @@ int BPF_PROG(on_block_issue, struct request *rq)
 }
 
 /* Merged into another request: it will never complete, and its address is used again. */
-SEC("tp_btf/block_rq_merge")
-int BPF_PROG(on_block_merge, struct request *rq)
+TRACEPOINT(block_rq_merge, on_block_merge, struct request *rq)
 {
 	u64 key = (u64)rq;
 
@@ -75,8 +69,7 @@ int BPF_PROG(on_block_merge, struct request *rq)
 	return 0;
 }
 
-SEC("tp_btf/block_rq_complete")
-int BPF_PROG(on_block_complete, struct request *rq, u8 error, unsigned int bytes)
+TRACEPOINT(block_rq_complete, on_block_complete, struct request *rq, u8 error, unsigned int bytes)
 {
 	u32 zero = 0;
 	s64 *sleepers = bpf_map_lookup_elem(&deep_sleepers, &zero);
@@ -93,16 +86,16 @@ int BPF_PROG(on_block_complete, struct request *rq, u8 error, unsigned int bytes
 	r = reserve(&block_rings, sizeof(*r), CLASS_BLOCK);
 	if (!r)
 		goto out;
-	disk = rq->q->disk;
-	r->queued_mono_ns = rq->start_time_ns;
+	disk = READ(READ(rq, q), disk);
+	r->queued_mono_ns = READ(rq, start_time_ns);
 	r->issued_mono_ns = issue->mono_ns;
 	r->completed_mono_ns = bpf_ktime_get_ns();
 	if (!r->queued_mono_ns || r->queued_mono_ns > r->issued_mono_ns) /* queue without iostats */
 		r->queued_mono_ns = r->issued_mono_ns;
-	r->sector = rq->__sector;
+	r->sector = READ(rq, __sector);
 	r->bytes = bytes;
-	r->dev = disk ? (u32)disk->major << 20 | disk->first_minor : 0;
-	r->op = rq->cmd_flags & REQ_OP_MASK;
+	r->dev = disk ? (u32)READ(disk, major) << 20 | READ(disk, first_minor) : 0;
+	r->op = READ(rq, cmd_flags) & REQ_OP_MASK;
 	r->error = error;
 	r->cgroup_id = issue->cgroup_id;
 	r->tid = issue->tid;

@@ -7,17 +7,16 @@
 #include "maps.bpf.h"
 
 /* Calls, exact: (process, kind) -> how many. The loader makes the keys when it attaches. */
-struct {
+MAP(gpu_call_counts,
 	__uint(type, BPF_MAP_TYPE_PERCPU_HASH);
 	__uint(max_entries, 4096);
 	__uint(map_flags, BPF_F_NO_PREALLOC);
 	__type(key, struct gpu_call_key);
-	__type(value, u64);
-} gpu_call_counts SEC(".maps");
+	__type(value, u64););
 
 static __always_inline void count_gpu_call(struct task_struct *task, u32 kind)
 {
-	struct gpu_call_key key = {.tgid = task->tgid, .kind = kind};
+	struct gpu_call_key key = {.tgid = READ(task, tgid), .kind = kind};
 	u64 *count = bpf_map_lookup_elem(&gpu_call_counts, &key);
 
 	if (count)
@@ -38,10 +37,9 @@ static __always_inline u64 bytes_of(struct pt_regs *regs, u32 argument)
 	}
 }
 
-SEC("uprobe")
-int on_gpu_call(struct pt_regs *regs)
+UPROBE(on_gpu_call)
 {
-	struct task_struct *task = bpf_get_current_task_btf();
+	struct task_struct *task = CURRENT_TASK();
 	u64 cookie = bpf_get_attach_cookie(regs), stack = CALL_STACK(regs);
 	struct follow *f = follow_of(task);
 	u32 kind = cookie & 0xff;
@@ -59,11 +57,10 @@ int on_gpu_call(struct pt_regs *regs)
 	return 0;
 }
 
-SEC("uprobe")
-int on_gpu_return(struct pt_regs *regs)
+UPROBE(on_gpu_return)
 {
-	struct task_struct *task = bpf_get_current_task_btf();
-	struct follow *f = follow_of(task);
+	struct task_struct *task = CURRENT_TASK();
+	struct follow *f = storage_of(task);
 	struct gpu_call *r;
 	u64 entered;
 
@@ -72,6 +69,8 @@ int on_gpu_return(struct pt_regs *regs)
 		return 0;
 	entered = f->gpu_enter_mono_ns;
 	f->gpu_enter_mono_ns = 0;
+	if (f->leaving)
+		return 0;
 	r = reserve(&gpu_call_rings, sizeof(*r), CLASS_GPU_CALL);
 	if (r) {
 		r->enter_mono_ns = entered;
@@ -79,8 +78,8 @@ int on_gpu_return(struct pt_regs *regs)
 		r->launch_mono_ns = f->gpu_launch_mono_ns;
 		r->bytes = f->gpu_bytes;
 		r->launches = f->gpu_launches;
-		r->tid = task->pid;
-		r->tgid = task->tgid;
+		r->tid = READ(task, pid);
+		r->tgid = READ(task, tgid);
 		r->kind = f->gpu_kind;
 		r->result = CALL_RESULT(regs);
 		r->pad = 0;
@@ -92,10 +91,9 @@ int on_gpu_return(struct pt_regs *regs)
 }
 
 /* Launches come by the ten thousand: they are counted, and ride on the thread's next gpu_call. */
-SEC("uprobe")
-int on_gpu_launch(struct pt_regs *regs)
+UPROBE(on_gpu_launch)
 {
-	struct task_struct *task = bpf_get_current_task_btf();
+	struct task_struct *task = CURRENT_TASK();
 	struct follow *f = follow_of(task);
 
 	if (!f)

@@ -2,29 +2,26 @@
 /* What others did to a followed process: signals that stop, continue or kill it, and the out-of-memory killer. */
 #include "maps.bpf.h"
 
-enum { SIGKILL = 9, SIGTERM = 15, SIGCONT = 18, SIGSTOP = 19, SIGTSTP = 20, SIGTTIN = 21, SIGTTOU = 22 };
-
 static __always_inline void write_incident(u32 kind, s32 signal, struct task_struct *target)
 {
 	struct incident *i = reserve(&incident_rings, sizeof(*i), CLASS_INCIDENT);
-	struct task_struct *actor = bpf_get_current_task_btf();
+	struct task_struct *actor = CURRENT_TASK();
 
 	if (!i)
 		return;
 	i->mono_ns = bpf_ktime_get_ns();
 	i->kind = kind;
 	i->signal = signal;
-	i->actor_tid = actor->pid;
-	i->actor_tgid = actor->tgid;
-	i->target_tid = target->pid;
-	i->target_tgid = target->tgid;
+	i->actor_tid = READ(actor, pid);
+	i->actor_tgid = READ(actor, tgid);
+	i->target_tid = READ(target, pid);
+	i->target_tgid = READ(target, tgid);
 	read_comm(i->actor_comm, actor);
 	read_comm(i->target_comm, target);
 	bpf_ringbuf_submit(i, BPF_RB_NO_WAKEUP);
 }
 
-SEC("tp_btf/signal_generate")
-int BPF_PROG(on_signal, int signal, void *info, struct task_struct *task)
+TRACEPOINT(signal_generate, on_signal, int signal, void *info, struct task_struct *task)
 {
 	if (signal != SIGKILL && signal != SIGTERM && (signal < SIGCONT || signal > SIGTTOU))
 		return 0;
@@ -33,10 +30,9 @@ int BPF_PROG(on_signal, int signal, void *info, struct task_struct *task)
 	return 0;
 }
 
-/* Since 6.10 with the task; before, with its pid only. */
-SEC("tp_btf/mark_victim")
-int BPF_PROG(on_oom_victim, struct task_struct *victim)
+/* Since 6.10 with the task; before, with its tid only. */
+TRACEPOINT(mark_victim, on_oom_victim, struct task_struct *victim)
 {
-	write_incident(INCIDENT_OOM_KILL, SIGKILL, victim);
+	write_incident(INCIDENT_OOM_KILL, SIGKILL, TASK_OR_TID(victim));
 	return 0;
 }

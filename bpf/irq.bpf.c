@@ -6,8 +6,6 @@
  */
 #include "maps.bpf.h"
 
-enum { NET_TX_SOFTIRQ = 2, NET_RX_SOFTIRQ = 3 }; /* include/linux/interrupt.h; part of its tracepoints' ABI */
-
 static __always_inline struct cpu_state *this_cpu(void)
 {
 	u32 cpu = bpf_get_smp_processor_id();
@@ -36,33 +34,28 @@ static __always_inline int exit_irq(void)
 	return 0;
 }
 
-SEC("tp_btf/irq_handler_entry")
-int BPF_PROG(on_irq_entry)
+TRACEPOINT(irq_handler_entry, on_irq_entry)
 {
 	return enter_irq();
 }
 
-SEC("tp_btf/irq_handler_exit")
-int BPF_PROG(on_irq_exit)
+TRACEPOINT(irq_handler_exit, on_irq_exit)
 {
 	return exit_irq();
 }
 
 /* x86: the local timer has a vector and tracepoints of its own; elsewhere it is an ordinary interrupt. */
-SEC("tp_btf/local_timer_entry")
-int BPF_PROG(on_timer_entry)
+TRACEPOINT(local_timer_entry, on_timer_entry)
 {
 	return enter_irq();
 }
 
-SEC("tp_btf/local_timer_exit")
-int BPF_PROG(on_timer_exit)
+TRACEPOINT(local_timer_exit, on_timer_exit)
 {
 	return exit_irq();
 }
 
-SEC("tp_btf/softirq_entry")
-int BPF_PROG(on_softirq_entry, unsigned int vector)
+TRACEPOINT(softirq_entry, on_softirq_entry, unsigned int vector)
 {
 	struct cpu_state *c = this_cpu();
 
@@ -73,8 +66,7 @@ int BPF_PROG(on_softirq_entry, unsigned int vector)
 	return 0;
 }
 
-SEC("tp_btf/softirq_exit")
-int BPF_PROG(on_softirq_exit)
+TRACEPOINT(softirq_exit, on_softirq_exit)
 {
 	struct cpu_state *c = this_cpu();
 	u64 took;

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR Apache-2.0) */
 /*
- * Every kernel type, field and constant we depend on, by hand: CO-RE relocates the offsets at load, so only names
- * and types must be right. A generated vmlinux.h would hide which of its 130,000 lines matter.
+ * Every kernel type and field we depend on, by hand: CO-RE relocates the offsets at load, so only names and types
+ * must be right. A generated vmlinux.h would hide which of its 130,000 lines matter. bcc takes the kernel's own.
  */
 #ifndef TAILSPAN_KERNEL_H
 #define TAILSPAN_KERNEL_H
@@ -41,36 +41,6 @@ enum { BPF_ANY = 0, BPF_NOEXIST = 1 };
 enum { BPF_F_NO_PREALLOC = 1, BPF_F_CLONE = 512 };
 enum { BPF_LOCAL_STORAGE_GET_F_CREATE = 1 };
 enum { BPF_RB_NO_WAKEUP = 1 };
-
-#define PF_KTHREAD 0x00200000 /* include/linux/sched.h */
-/* include/linux/sched.h; since 2.6, never moved */
-#define TASK_UNINTERRUPTIBLE 0x2
-#define TASK_DEAD 0x80
-#define TASK_FROZEN 0x8000 /* since 6.1 */
-#define TASK_NOLOAD 0x400 /* with TASK_UNINTERRUPTIBLE: idle, waits for work */
-
-/* include/uapi/linux/stat.h */
-#define S_IFMT 0170000
-#define S_IFSOCK 0140000
-#define S_IFREG 0100000
-#define S_IFBLK 0060000
-#define S_IFDIR 0040000
-#define S_IFCHR 0020000
-#define S_IFIFO 0010000
-
-/* include/linux/socket.h, include/uapi/linux/in.h */
-#define AF_UNIX 1
-#define AF_INET 2
-#define AF_INET6 10
-#define IPPROTO_TCP 6
-#define SOCK_STREAM 1
-#define MSG_PEEK 2
-#define MSG_ERRQUEUE 0x2000
-#define EAGAIN 11
-/* include/net/sock.h, enum sock_flags: the second since 2.6 */
-#define SOCK_DONE 1
-/* include/net/tcp_states.h */
-enum { TCP_ESTABLISHED = 1, TCP_SYN_SENT = 2, TCP_CLOSE = 7, TCP_CLOSE_WAIT = 8, TCP_LISTEN = 10 };
 
 #define __access __attribute__((preserve_access_index))
 
@@ -294,15 +264,6 @@ struct pt_regs {
 	unsigned long orig_ax;
 	unsigned long sp;
 } __access;
-#define SYSCALL_CONNECT 42
-#define SYSCALL_NR(regs) ((s32)(regs)->orig_ax)
-#define SYSCALL_ARG0(regs) ((regs)->di)
-#define SYSCALL_ARG1(regs) ((regs)->si)
-/* Of a function of a library: the System V ABI */
-#define CALL_ARG1(regs) BPF_CORE_READ(regs, si)
-#define CALL_ARG2(regs) BPF_CORE_READ(regs, dx)
-#define CALL_RESULT(regs) ((s32)BPF_CORE_READ(regs, ax))
-#define CALL_STACK(regs) BPF_CORE_READ(regs, sp)
 #elif defined(__TARGET_ARCH_arm64)
 struct pt_regs {
 	u64 regs[31];
@@ -310,16 +271,6 @@ struct pt_regs {
 	u64 orig_x0;
 	int syscallno;
 } __access;
-#define SYSCALL_CONNECT 203
-#define SYSCALL_NR(regs) ((regs)->syscallno)
-#define SYSCALL_ARG0(regs) ((regs)->orig_x0)
-#define SYSCALL_ARG1(regs) ((regs)->regs[1])
-#define CALL_ARG1(regs) BPF_CORE_READ(regs, regs[1])
-#define CALL_ARG2(regs) BPF_CORE_READ(regs, regs[2])
-#define CALL_RESULT(regs) ((s32)BPF_CORE_READ(regs, regs[0]))
-#define CALL_STACK(regs) BPF_CORE_READ(regs, sp)
-#else
-#error "say where this architecture keeps the number of the system call"
 #endif
 
 struct seq_file;

@@ -14,10 +14,10 @@ static __always_inline void write_thread_event(struct task_struct *task, struct 
 	e->run_mono_ns = f->run_mono_ns;
 	e->cgroup_id = cpu_cgroup_id(task);
 	e->kind = kind;
-	e->tid = task->pid;
-	e->tgid = task->tgid;
+	e->tid = READ(task, pid);
+	e->tgid = READ(task, tgid);
 	e->ns_tid = namespace_id(task);
-	e->ns_tgid = namespace_id(task->group_leader);
+	e->ns_tgid = namespace_id(READ(task, group_leader));
 	e->parent_tgid = BPF_CORE_READ(task, real_parent, tgid);
 	read_comm(e->comm, task);
 	bpf_ringbuf_submit(e, BPF_RB_NO_WAKEUP);
@@ -25,7 +25,7 @@ static __always_inline void write_thread_event(struct task_struct *task, struct 
 
 static __always_inline struct follow *begin(struct task_struct *task, u64 now)
 {
-	struct follow *f = bpf_task_storage_get(&follows, task, 0, BPF_LOCAL_STORAGE_GET_F_CREATE);
+	struct follow *f = NEW_TASK_STORAGE(&follows, task, struct follow);
 
 	if (!f) {
 		count_loss(CLASS_THREAD);
@@ -37,22 +37,22 @@ static __always_inline struct follow *begin(struct task_struct *task, u64 now)
 }
 
 /* Before the task's first wake-up (sched_wakeup_new), in the parent's context. */
-SEC("tp_btf/task_newtask")
-int BPF_PROG(on_newtask, struct task_struct *task)
+TRACEPOINT(task_newtask, on_newtask, struct task_struct *task)
 {
-	struct task_struct *parent = bpf_get_current_task_btf();
+	struct task_struct *parent = CURRENT_TASK();
 	struct follow *by = follow_of(parent), *f;
-	u32 tgid = task->tgid;
+	u32 tgid = READ(task, tgid);
 	bool only_threads = false;
-	u8 *target;
+	u8 *target = bpf_map_lookup_elem(&targets, &tgid);
 	u64 now;
 
+	if (target && *target == TARGET_LEAVES)
+		return 0;
 	if (by) {
 		only_threads = by->only_threads;
-		if (only_threads && tgid != (u32)parent->tgid)
+		if (only_threads && tgid != (u32)READ(parent, tgid))
 			return 0;
 	} else {
-		target = bpf_map_lookup_elem(&targets, &tgid);
 		if (!target)
 			return 0;
 		only_threads = *target == TARGET_PEER;
@@ -69,8 +69,7 @@ int BPF_PROG(on_newtask, struct task_struct *task)
 	return 0;
 }
 
-SEC("tp_btf/sched_process_exec")
-int BPF_PROG(on_exec, struct task_struct *task)
+TRACEPOINT(sched_process_exec, on_exec, struct task_struct *task)
 {
 	struct follow *f = follow_of(task);
 
@@ -79,8 +78,7 @@ int BPF_PROG(on_exec, struct task_struct *task)
 	return 0;
 }
 
-SEC("tp_btf/sched_process_exit")
-int BPF_PROG(on_exit, struct task_struct *task)
+TRACEPOINT(sched_process_exit, on_exit, struct task_struct *task)
 {
 	struct follow *f = follow_of(task);
 
@@ -93,14 +91,14 @@ int BPF_PROG(on_exit, struct task_struct *task)
  * at this very moment can make the first turn wrong, switch_out puts the rest right. */
 static __always_inline void adopt(struct task_struct *task, struct follow *f, u64 now)
 {
-	u32 cpu = task->thread_info.cpu;
+	u32 cpu = READ(task, thread_info.cpu);
 	struct cpu_state *c = bpf_map_lookup_elem(&cpus, &cpu);
 
 	if (!c)
 		return;
-	f->minor_faults_at_on = task->min_flt;
-	f->major_faults_at_on = task->maj_flt;
-	if (task->on_cpu) {
+	f->minor_faults_at_on = READ(task, min_flt);
+	f->major_faults_at_on = READ(task, maj_flt);
+	if (READ(task, on_cpu)) {
 		f->irq_at_on_ns = c->irq_ns;
 		f->net_at_on_ns = c->net_ns;
 		return;
@@ -109,7 +107,7 @@ static __always_inline void adopt(struct task_struct *task, struct follow *f, u6
 	f->flags |= CYCLE_SEEDED;
 	f->run_cpu = cpu;
 	f->wait_cpu = cpu;
-	f->state = task->__state;
+	f->state = READ(task, __state);
 	if (!f->state) {
 		f->ready_mono_ns = now;
 		enqueue(f, cpu, now);
@@ -117,30 +115,44 @@ static __always_inline void adopt(struct task_struct *task, struct follow *f, u6
 	f->off_mono_ns = now;
 }
 
-/* Walks all tasks: adopts the threads of targets, then reports every followed thread. Reading it is how user space
- * both starts to follow a process and sees the intervals that are still open. */
-SEC("iter/task")
-int iter_threads(struct bpf_iter__task *ctx)
+/* A thread that is followed no longer, or again. Returns what is kept of it if it is to be reported. */
+static __always_inline struct follow *part(struct task_struct *task, struct follow *f, u8 *target, u64 now)
 {
-	struct task_struct *task = ctx->task;
+	bool again = target && *target != TARGET_LEAVES;
+
+	if (again && REPLACE(&f->leaving, LEAVING, STAYING) == LEAVING) {
+		f->followed_mono_ns = now; /* it has not been switched since: all that is kept holds */
+		f->only_threads = *target == TARGET_PEER;
+		return f;
+	}
+	if (f->leaving == GONE)
+		DELETE_TASK_STORAGE(&follows, task);
+	return 0;
+}
+
+static __always_inline void look_at_thread(struct task_struct *task, void *to)
+{
+	u64 now = bpf_ktime_get_ns();
 	struct thread_state s = {};
 	struct follow *f;
 	u8 *target;
 	u32 tgid;
-	u64 now;
 
-	if (!task)
-		return 0;
-	now = bpf_ktime_get_ns();
-	tgid = task->tgid;
-	f = follow_of(task);
+	tgid = READ(task, tgid);
+	f = storage_of(task);
+	target = bpf_map_lookup_elem(&targets, &tgid);
+	if (f && target && *target == TARGET_LEAVES && f->leaving == STAYING)
+		f->leaving = LEAVING;
+	if (f && f->leaving)
+		f = part(task, f, target, now);
+	else if (f && target && *target == TARGET_WORKER)
+		f->only_threads = 0; /* it was a peer until now */
 	if (!f) {
-		target = bpf_map_lookup_elem(&targets, &tgid);
-		if (!target || task->flags & PF_KTHREAD)
-			return 0;
+		if (!target || *target == TARGET_LEAVES || READ(task, flags) & PF_KTHREAD)
+			return;
 		f = begin(task, now);
 		if (!f)
-			return 0;
+			return;
 		f->only_threads = *target == TARGET_PEER;
 		adopt(task, f, now);
 	}
@@ -159,10 +171,10 @@ int iter_threads(struct bpf_iter__task *ctx)
 	s.total_waits = f->total_waits;
 	s.cgroup_id = cpu_cgroup_id(task);
 	s.mode = !f->off_mono_ns ? MODE_RUNNING : f->ready_mono_ns ? MODE_RUNNABLE : MODE_BLOCKED;
-	s.tid = task->pid;
+	s.tid = READ(task, pid);
 	s.tgid = tgid;
 	s.ns_tid = namespace_id(task);
-	s.ns_tgid = namespace_id(task->group_leader);
+	s.ns_tgid = namespace_id(READ(task, group_leader));
 	s.short_count = f->short_count;
 	s.state = f->state;
 	s.syscall_nr = f->syscall_nr;
@@ -176,6 +188,9 @@ int iter_threads(struct bpf_iter__task *ctx)
 	s.waker_tgid = f->waker_tgid;
 	__builtin_memcpy(s.waker_comm, f->waker_comm, COMM_LEN);
 	read_comm(s.comm, task);
-	bpf_seq_write(ctx->meta->seq, &s, sizeof(s));
-	return 0;
+	ANSWER(to, s);
 }
+
+/* Walks all tasks: adopts the threads of targets, lets go of those that leave, then reports every followed thread.
+ * Reading it is how user space both starts to follow a process and sees the intervals that are still open. */
+TASK_ITERATOR(iter_threads, look_at_thread)

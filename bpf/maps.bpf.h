@@ -3,15 +3,19 @@
 #ifndef TAILSPAN_MAPS_H
 #define TAILSPAN_MAPS_H
 
-#include "kernel.h"
-#include <bpf/bpf_helpers.h>
-#include <bpf/bpf_tracing.h>
-#include <bpf/bpf_core_read.h>
-
+#ifdef TAILSPAN_BCC
+#include "bcc.h"
+#else
+#include "core.h"
+#endif
 #include "events.h"
 
-/* What we keep of a followed thread. A thread is followed if and only if it has this storage: no table is searched
- * on the switch path, and the storage goes with the task. */
+/* A thread that is followed no longer writes nothing from LEAVING on. What it is counted in is let go of when it is next
+ * switched, woken or moved, under its run queue's lock: then it is GONE, and the next walk takes its storage. */
+enum leaving { STAYING = 0, LEAVING = 1, GONE = 2 };
+
+/* What we keep of a followed thread. Only threads that are followed, or were until just now, have this storage: no
+ * table is searched on the switch path, and the storage goes with the task. */
 struct follow {
 	u64 followed_mono_ns;
 	u64 run_mono_ns;
@@ -60,6 +64,8 @@ struct follow {
 	u8 throttle_clocked; /* throttled_at_ready_ns is of the run queue that it still is in */
 	u8 only_threads; /* followed for what it does to others: its child processes are not */
 	u8 pad[1];
+	u32 leaving; /* enum leaving */
+	u32 pad2;
 	char waker_comm[COMM_LEN];
 };
 
@@ -79,100 +85,90 @@ struct cpu_state {
 	u64 pad3[3];
 };
 
-/* With its future child processes, or for its threads only. */
-enum target_kind { TARGET_WORKER = 1, TARGET_PEER = 2 };
+/* With its future child processes, or for its threads only; or not any more. */
+enum target_kind { TARGET_WORKER = 1, TARGET_PEER = 2, TARGET_LEAVES = 3 };
 
 enum reclaim_scope { RECLAIM_NONE = 0, RECLAIM_HOST = 1, RECLAIM_MEMCG = 2, RECLAIM_COMPACTION = 3 };
 
-struct ring {
-	__uint(type, BPF_MAP_TYPE_RINGBUF);
-	__uint(max_entries, 4096);
-};
-
-struct ring_array {
-	__uint(type, BPF_MAP_TYPE_ARRAY_OF_MAPS);
-	__uint(max_entries, 1); /* one per CPU; sized and filled by the loader */
-	__type(key, u32);
-	__array(values, struct ring);
-};
-
-struct {
+MAP(follows,
 	__uint(type, BPF_MAP_TYPE_TASK_STORAGE);
 	__uint(map_flags, BPF_F_NO_PREALLOC);
 	__type(key, int);
-	__type(value, struct follow);
-} follows SEC(".maps");
+	__type(value, struct follow););
 
-struct {
+MAP(cpus,
 	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__uint(max_entries, 1); /* one per CPU, sized by the loader */
 	__type(key, u32);
-	__type(value, struct cpu_state);
-} cpus SEC(".maps");
+	__type(value, struct cpu_state););
 
-struct {
+MAP(targets,
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(max_entries, 4096);
-	__type(key, u32); /* tgid of a process whose threads are to be adopted */
-	__type(value, u8); /* enum target_kind */
-} targets SEC(".maps");
+	__type(key, u32); /* tgid of a process whose threads are to be adopted, or let go */
+	__type(value, u8); /* enum target_kind */);
 
 /* How many followed threads are in uninterruptible sleep: while there are any, block requests are of interest. */
-struct {
+MAP(deep_sleepers,
 	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__uint(max_entries, 1);
 	__type(key, u32);
-	__type(value, s64);
-} deep_sleepers SEC(".maps");
+	__type(value, s64););
 
-struct {
+MAP(losses,
 	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
 	__uint(max_entries, CLASS_COUNT);
 	__type(key, u32); /* enum record_class */
-	__type(value, u64);
-} losses SEC(".maps");
+	__type(value, u64););
 
-struct ring_array cycle_rings SEC(".maps");
-struct ring_array slice_rings SEC(".maps");
-struct ring_array thread_rings SEC(".maps");
-struct ring_array syscall_rings SEC(".maps");
-struct ring_array socket_rings SEC(".maps");
-struct ring_array connection_rings SEC(".maps");
-struct ring_array block_rings SEC(".maps");
-struct ring_array incident_rings SEC(".maps");
-struct ring_array gpu_call_rings SEC(".maps");
+RINGS(cycle_rings);
+RINGS(slice_rings);
+RINGS(thread_rings);
+RINGS(syscall_rings);
+RINGS(socket_rings);
+RINGS(connection_rings);
+RINGS(block_rings);
+RINGS(incident_rings);
+RINGS(gpu_call_rings);
 
-/* clang leaves a struct out of BTF when only local pointers use it: one anchor per record and enum. */
-struct runner anchor_runner;
-struct thread_cycle anchor_thread_cycle;
-struct cpu_slice anchor_cpu_slice;
-struct thread_event anchor_thread_event;
-struct thread_state anchor_thread_state;
-struct syscall_record anchor_syscall_record;
-struct socket_wait anchor_socket_wait;
-struct connection anchor_connection;
-struct block_request anchor_block_request;
-struct incident anchor_incident;
-struct gpu_call anchor_gpu_call;
-struct gpu_call_key anchor_gpu_call_key;
-struct socket_owner anchor_socket_owner;
-struct syscall_key anchor_syscall_key;
-struct syscall_hist anchor_syscall_hist;
-enum runner_flags anchor_runner_flags;
-enum cycle_flags anchor_cycle_flags;
-enum slice_flags anchor_slice_flags;
-enum object_kind anchor_object_kind;
-enum socket_op anchor_socket_op;
-enum socket_flags anchor_socket_flags;
-enum incident_kind anchor_incident_kind;
-enum gpu_call_kind anchor_gpu_call_kind;
-enum thread_event_kind anchor_thread_event_kind;
-enum thread_mode anchor_thread_mode;
-enum record_class anchor_record_class;
+ANCHOR(struct runner, runner);
+ANCHOR(struct thread_cycle, thread_cycle);
+ANCHOR(struct cpu_slice, cpu_slice);
+ANCHOR(struct thread_event, thread_event);
+ANCHOR(struct thread_state, thread_state);
+ANCHOR(struct syscall_record, syscall_record);
+ANCHOR(struct socket_wait, socket_wait);
+ANCHOR(struct connection, connection);
+ANCHOR(struct block_request, block_request);
+ANCHOR(struct incident, incident);
+ANCHOR(struct gpu_call, gpu_call);
+ANCHOR(struct gpu_call_key, gpu_call_key);
+ANCHOR(struct socket_owner, socket_owner);
+ANCHOR(struct syscall_key, syscall_key);
+ANCHOR(struct syscall_hist, syscall_hist);
+ANCHOR(enum runner_flags, runner_flags);
+ANCHOR(enum cycle_flags, cycle_flags);
+ANCHOR(enum slice_flags, slice_flags);
+ANCHOR(enum object_kind, object_kind);
+ANCHOR(enum socket_op, socket_op);
+ANCHOR(enum socket_flags, socket_flags);
+ANCHOR(enum incident_kind, incident_kind);
+ANCHOR(enum gpu_call_kind, gpu_call_kind);
+ANCHOR(enum thread_event_kind, thread_event_kind);
+ANCHOR(enum thread_mode, thread_mode);
+ANCHOR(enum record_class, record_class);
+
+/* Of a thread that leaves too: for what must be kept in step while it may come back. */
+static __always_inline struct follow *storage_of(struct task_struct *task)
+{
+	return TASK_STORAGE(&follows, task);
+}
 
 static __always_inline struct follow *follow_of(struct task_struct *task)
 {
-	return bpf_task_storage_get(&follows, task, 0, 0);
+	struct follow *f = storage_of(task);
+
+	return f && !f->leaving ? f : 0;
 }
 
 static __always_inline void count_loss(u32 record_class)
@@ -197,7 +193,11 @@ static __always_inline void *reserve(void *rings, u64 size, u32 record_class)
 
 static __always_inline void read_comm(char *to, struct task_struct *task)
 {
-	bpf_probe_read_kernel(to, COMM_LEN, task->comm);
+	READ_INTO(to, COMM_LEN, task, comm);
 }
+
+#ifdef TAILSPAN_BCC
+#include "walk.bcc.h"
+#endif
 
 #endif

@@ -6,29 +6,23 @@
  */
 #include "maps.bpf.h"
 #include "thread.bpf.h"
-#include <bpf/bpf_endian.h>
 
-struct {
+MAP(owners_of,
 	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__uint(max_entries, 1);
 	__type(key, u32);
-	__type(value, u32); /* the port that the sockets of interest are connected to */
-} owners_of SEC(".maps");
+	__type(value, u32); /* the port that the sockets of interest are connected to */);
 
 static __always_inline void read_process(struct socket_owner *o, struct task_struct *task)
 {
-	o->started_mono_ns = task->group_leader->start_time;
-	o->tgid = task->tgid;
-	o->ns_tgid = namespace_id(task->group_leader);
-	o->uid = task->cred->euid.val;
+	o->started_mono_ns = READ(READ(task, group_leader), start_time);
+	o->tgid = READ(task, tgid);
+	o->ns_tgid = namespace_id(READ(task, group_leader));
+	o->uid = READ(READ(task, cred), euid.val);
 }
 
-/* One record for each process and socket: a socket that was inherited has several owners. */
-SEC("iter/task_file")
-int iter_owners(struct bpf_iter__task_file *ctx)
+static __always_inline void look_at_owner(struct task_struct *task, struct file *file, void *to)
 {
-	struct task_struct *task = ctx->task;
-	struct file *file = ctx->file;
 	char remote[ADDRESS_LEN];
 	struct socket_owner o;
 	struct socket *socket;
@@ -37,34 +31,35 @@ int iter_owners(struct bpf_iter__task_file *ctx)
 	u32 *port;
 
 	port = bpf_map_lookup_elem(&owners_of, &zero);
-	if (!task || !file || !port)
-		return 0;
-	socket = bpf_sock_from_file(file);
+	if (!port)
+		return;
+	socket = SOCKET_OF(file);
 	if (!socket)
-		return 0;
-	sk = socket->sk;
-	if (!sk || !is_tcp(sk) || bpf_ntohs(sk->__sk_common.skc_dport) != *port)
-		return 0;
+		return;
+	sk = READ(socket, sk);
+	if (!sk || !is_tcp(sk) || bpf_ntohs(READ(sk, __sk_common.skc_dport)) != *port)
+		return;
 	__builtin_memset(&o, 0, sizeof(o));
 	read_process(&o, task);
-	o.own_net = sk->__sk_common.skc_net.net == bpf_get_current_task_btf()->nsproxy->net_ns;
+	o.own_net = READ(sk, __sk_common.skc_net.net) == READ(READ(CURRENT_TASK(), nsproxy), net_ns);
 	read_addresses(sk, o.address, remote);
-	o.port = sk->__sk_common.skc_num;
-	bpf_seq_write(ctx->meta->seq, &o, sizeof(o));
-	return 0;
+	o.port = READ(sk, __sk_common.skc_num);
+	ANSWER(to, o);
+}
+
+/* One record for each process and socket: a socket that was inherited has several owners. */
+FILE_ITERATOR(iter_owners, look_at_owner)
+
+static __always_inline void look_at_process(struct task_struct *task, void *to)
+{
+	struct socket_owner o;
+
+	if (READ(task, pid) != READ(task, tgid) || READ(task, flags) & PF_KTHREAD)
+		return;
+	__builtin_memset(&o, 0, sizeof(o));
+	read_process(&o, task);
+	ANSWER(to, o);
 }
 
 /* Every process that there is. */
-SEC("iter/task")
-int iter_processes(struct bpf_iter__task *ctx)
-{
-	struct task_struct *task = ctx->task;
-	struct socket_owner o;
-
-	if (!task || task->pid != task->tgid || task->flags & PF_KTHREAD)
-		return 0;
-	__builtin_memset(&o, 0, sizeof(o));
-	read_process(&o, task);
-	bpf_seq_write(ctx->meta->seq, &o, sizeof(o));
-	return 0;
-}
+TASK_ITERATOR(iter_processes, look_at_process)

@@ -14,9 +14,9 @@
 #include "sleep.bpf.h"
 
 /* An interval off the CPU shorter than this is folded into the next record (sums stay exact). */
-const volatile u64 short_wait_ns = 10000;
+KNOB(u64, short_wait_ns, 10000);
 /* ... unless the turn has lasted this long: a record is due, so that no request sees a stale sum. */
-const volatile u64 max_turn_ns = 20000000;
+KNOB(u64, max_turn_ns, 20000000);
 
 /* Which kind of interrupt this CPU is in, as cycle flags; the irq probe keeps the marks, without it: 0. */
 static __always_inline u32 waker_context(void)
@@ -34,10 +34,12 @@ static __always_inline u32 waker_context(void)
 static __always_inline bool throttled(struct task_struct *task)
 {
 	struct task_struct___throttled *new = (void *)task;
+	struct cfs_rq *queue;
 
-	if (bpf_core_field_exists(new->throttled))
-		return BPF_CORE_READ(new, throttled);
-	return BPF_CORE_READ(task, se.cfs_rq, throttle_count) > 0;
+	if (EXISTS(new, throttled))
+		return READ_OPTIONAL(new, throttled);
+	queue = BPF_CORE_READ(task, se.cfs_rq);
+	return READ_OPTIONAL(queue, throttle_count) > 0;
 }
 
 /* The thread begins to wait for a CPU, out of quota if its cgroup is. */
@@ -49,9 +51,9 @@ static __always_inline void begin_throttle(struct task_struct *task, struct foll
 		return;
 	f->flags |= CYCLE_THROTTLED;
 	queue = BPF_CORE_READ(task, se.cfs_rq);
-	f->throttle_clocked = bpf_core_field_exists(queue->throttled_clock_self_time);
+	f->throttle_clocked = EXISTS(queue, throttled_clock_self_time);
 	if (f->throttle_clocked)
-		f->throttled_at_ready_ns = BPF_CORE_READ(queue, throttled_clock_self_time);
+		f->throttled_at_ready_ns = READ_OPTIONAL(queue, throttled_clock_self_time);
 }
 
 /* How much of the wait, which is over, it was out of quota; all of it where the kernel keeps no such clock. */
@@ -62,19 +64,19 @@ static __always_inline u64 end_throttle(struct task_struct *task, struct follow 
 
 	if (!(f->flags & CYCLE_THROTTLED))
 		return 0;
-	if (!f->throttle_clocked || !bpf_core_field_exists(queue->throttled_clock_self_time))
+	if (!f->throttle_clocked || !EXISTS(queue, throttled_clock_self_time))
 		return waited;
-	clock = BPF_CORE_READ(queue, throttled_clock_self_time) - f->throttled_at_ready_ns;
+	clock = READ_OPTIONAL(queue, throttled_clock_self_time) - f->throttled_at_ready_ns;
 	return clock < waited ? clock : waited;
 }
 
 static __always_inline void read_runner(struct runner *r, struct task_struct *task)
 {
 	r->cgroup_id = cpu_cgroup_id(task);
-	r->tid = task->pid;
-	r->tgid = task->tgid;
-	r->flags = task->flags & PF_KTHREAD ? RUNNER_KTHREAD : 0;
-	r->prio = task->prio;
+	r->tid = READ(task, pid);
+	r->tgid = READ(task, tgid);
+	r->flags = READ(task, flags) & PF_KTHREAD ? RUNNER_KTHREAD : 0;
+	r->prio = READ(task, prio);
 	read_comm(r->comm, task);
 }
 
@@ -101,7 +103,7 @@ static __always_inline void enqueue(struct follow *f, u32 cpu, u64 now)
 		return;
 	f->queued = 1;
 	f->wait_cpu = cpu;
-	if (__sync_fetch_and_add(&c->waiters, 1) == 0) {
+	if (ADD_TO(&c->waiters, 1) == 0) {
 		c->observed_mono_ns = now;
 		c->runner_known = 0;
 		c->owed = 0;
@@ -117,7 +119,7 @@ static __always_inline struct cpu_state *dequeue(struct follow *f)
 	if (!c)
 		return 0;
 	f->queued = 0;
-	__sync_fetch_and_add(&c->waiters, -1);
+	ADD_TO(&c->waiters, -1);
 	return c;
 }
 
@@ -145,9 +147,9 @@ static __always_inline void write_cycle(struct task_struct *task, struct follow 
 		r->object = f->object;
 		r->object_kind = f->object_kind;
 		r->object_dev = f->object_dev;
-		r->prio = task->prio;
-		r->tid = task->pid;
-		r->tgid = task->tgid;
+		r->prio = READ(task, prio);
+		r->tid = READ(task, pid);
+		r->tgid = READ(task, tgid);
 		r->state = f->state;
 		r->syscall_nr = f->syscall_nr;
 		r->waker_tid = f->state ? f->waker_tid : 0;
@@ -186,8 +188,8 @@ static __always_inline void switch_out(struct task_struct *task, struct follow *
 	dequeue(f); /* adopted while it was being switched in: it was counted as waiting and is not */
 	f->irq_ns += c->irq_ns - f->irq_at_on_ns;
 	f->net_ns += c->net_ns - f->net_at_on_ns;
-	f->minor_faults += task->min_flt - f->minor_faults_at_on;
-	f->major_faults += task->maj_flt - f->major_faults_at_on;
+	f->minor_faults += READ(task, min_flt) - f->minor_faults_at_on;
+	f->major_faults += READ(task, maj_flt) - f->major_faults_at_on;
 	if (f->reclaim_since_mono_ns) {
 		f->reclaim_ns += now - f->reclaim_since_mono_ns;
 		f->reclaim_since_mono_ns = 0;
@@ -215,6 +217,19 @@ static __always_inline void leave_sleep(struct follow *f)
 		count_deep_sleep(f, -1);
 }
 
+/* The thread is followed no longer: let go of what it is counted in. The walk does not, it has no lock that keeps the
+ * thread from being switched meanwhile. */
+static __always_inline bool released(struct follow *f)
+{
+	if (!f->leaving)
+		return false;
+	if (REPLACE(&f->leaving, LEAVING, GONE) == STAYING)
+		return false; /* followed again, this very moment */
+	dequeue(f);
+	leave_sleep(f);
+	return true;
+}
+
 static __always_inline void switch_in(struct task_struct *task, struct follow *f, struct cpu_state *c, u32 cpu,
 				      struct task_struct *runner, u64 now)
 {
@@ -222,8 +237,8 @@ static __always_inline void switch_in(struct task_struct *task, struct follow *f
 
 	f->irq_at_on_ns = c->irq_ns;
 	f->net_at_on_ns = c->net_ns;
-	f->minor_faults_at_on = task->min_flt;
-	f->major_faults_at_on = task->maj_flt;
+	f->minor_faults_at_on = READ(task, min_flt);
+	f->major_faults_at_on = READ(task, maj_flt);
 	leave_sleep(f);
 	if (f->in_reclaim)
 		f->reclaim_since_mono_ns = now;
@@ -250,14 +265,13 @@ static __always_inline void switch_in(struct task_struct *task, struct follow *f
 }
 
 /* The four-argument form is since 5.18, commit fa2c3254d7cf "sched/tracing: Don't re-read p->state when emitting
- * sched_switch event"; prev->__state read here may already say TASK_WAKING. */
-SEC("tp_btf/sched_switch")
-int BPF_PROG(on_switch, bool preempt, struct task_struct *prev, struct task_struct *next, unsigned int prev_state)
+ * sched_switch event"; READ(prev, __state) read here may already say TASK_WAKING. */
+TRACEPOINT(sched_switch, on_switch, bool preempt, struct task_struct *prev, struct task_struct *next, unsigned int prev_state)
 {
 	u32 cpu = bpf_get_smp_processor_id();
 	struct cpu_state *c = bpf_map_lookup_elem(&cpus, &cpu);
-	struct follow *p = prev->pid ? follow_of(prev) : 0;
-	struct follow *n = next->pid ? follow_of(next) : 0;
+	struct follow *p = READ(prev, pid) ? storage_of(prev) : 0;
+	struct follow *n = READ(next, pid) ? storage_of(next) : 0;
 	struct cpu_slice *slice;
 	bool sliced = false;
 	u64 now;
@@ -281,13 +295,15 @@ int BPF_PROG(on_switch, bool preempt, struct task_struct *prev, struct task_stru
 		}
 		sliced = true;
 	}
-	if (n)
+	if (n && !released(n))
 		switch_in(next, n, c, cpu, sliced ? 0 : prev, now);
 	if (sliced) {
 		c->observed_mono_ns = now;
 		c->owed = 0;
 	}
-	if (p && !(prev_state & TASK_DEAD))
+	if (p && prev_state & TASK_DEAD)
+		TASK_HAS_ENDED(&follows, prev);
+	else if (p && !released(p))
 		switch_out(prev, p, c, cpu, preempt, prev_state, now);
 	if (c->waiters > 0) {
 		read_runner(&c->runner, next);
@@ -298,65 +314,61 @@ int BPF_PROG(on_switch, bool preempt, struct task_struct *prev, struct task_stru
 
 /* In the waker's context: who woke it. May come before the switch-out of a thread that is just going to sleep, so
  * switch_out leaves it alone. */
-SEC("tp_btf/sched_waking")
-int BPF_PROG(on_waking, struct task_struct *task)
+TRACEPOINT(sched_waking, on_waking, struct task_struct *task)
 {
-	struct follow *f = follow_of(task);
+	struct follow *f = storage_of(task);
 	struct task_struct *waker;
 
 	if (!f)
 		return 0;
-	waker = bpf_get_current_task_btf();
-	f->waker_tid = waker->pid;
-	f->waker_tgid = waker->tgid;
+	waker = CURRENT_TASK();
+	f->waker_tid = READ(waker, pid);
+	f->waker_tgid = READ(waker, tgid);
 	read_comm(f->waker_comm, waker);
 	f->waker_flags = waker_context();
 	/* A sleeper is frozen in its sleep: that it was is only seen when it is thawed. */
-	if (f->off_mono_ns && task->__state & TASK_FROZEN)
+	if (f->off_mono_ns && READ(task, __state) & TASK_FROZEN)
 		f->state |= TASK_FROZEN;
 	return 0;
 }
 
 static __always_inline int runnable(struct task_struct *task)
 {
-	struct follow *f = follow_of(task);
+	struct follow *f = storage_of(task);
 	u64 now;
 
-	if (!f || !f->off_mono_ns || f->ready_mono_ns)
+	if (!f || released(f) || !f->off_mono_ns || f->ready_mono_ns)
 		return 0;
 	now = bpf_ktime_get_ns();
 	f->ready_mono_ns = now;
 	leave_sleep(f);
 	begin_throttle(task, f);
-	enqueue(f, task->thread_info.cpu, now);
+	enqueue(f, READ(task, thread_info.cpu), now);
 	return 0;
 }
 
 /* On the run queue: where the wait for a CPU begins. Not sched_waking: that would add the wake-up path (14 %). */
-SEC("tp_btf/sched_wakeup")
-int BPF_PROG(on_wakeup, struct task_struct *task)
+TRACEPOINT(sched_wakeup, on_wakeup, struct task_struct *task)
 {
 	return runnable(task);
 }
 
-SEC("tp_btf/sched_wakeup_new")
-int BPF_PROG(on_wakeup_new, struct task_struct *task)
+TRACEPOINT(sched_wakeup_new, on_wakeup_new, struct task_struct *task)
 {
 	return runnable(task);
 }
 
 /* A queued thread is moved to another CPU's queue: close the wait on the old one. Fires with the old run queue
  * locked, before the task's cpu changes. */
-SEC("tp_btf/sched_migrate_task")
-int BPF_PROG(on_migrate, struct task_struct *task, int dest_cpu)
+TRACEPOINT(sched_migrate_task, on_migrate, struct task_struct *task, int dest_cpu)
 {
-	struct follow *f = follow_of(task);
+	struct follow *f = storage_of(task);
 	struct cpu_slice *slice;
 	struct cpu_state *c;
 	u32 old_cpu;
 	u64 now;
 
-	if (!f || !f->queued)
+	if (!f || released(f) || !f->queued)
 		return 0;
 	old_cpu = f->wait_cpu;
 	c = dequeue(f);

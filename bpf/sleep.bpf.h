@@ -16,7 +16,7 @@ enum call_shape {
 };
 
 #define MAX_SYSCALLS 512
-const volatile u8 call_shapes[MAX_SYSCALLS];
+KNOB_BYTES(call_shapes, MAX_SYSCALLS);
 
 static __always_inline u32 socket_kind(struct file *file)
 {
@@ -78,7 +78,7 @@ static __always_inline void read_object(struct task_struct *task, struct follow 
 
 	if (nr >= MAX_SYSCALLS)
 		return;
-	switch (call_shapes[nr]) {
+	switch (BYTE_OF(call_shapes, nr)) {
 	case SHAPE_FUTEX:
 		f->object = SYSCALL_ARG0(regs);
 		f->object_kind = OBJECT_FUTEX;
@@ -87,7 +87,7 @@ static __always_inline void read_object(struct task_struct *task, struct follow 
 		read_file(task, f, SYSCALL_ARG0(regs));
 		break;
 	case SHAPE_POLL: /* the array is in the thread's own memory: only when it is the one that runs */
-		if (!SYSCALL_ARG1(regs) || task != bpf_get_current_task_btf() ||
+		if (!SYSCALL_ARG1(regs) || task != CURRENT_TASK() ||
 		    bpf_probe_read_user(&fd, sizeof(fd), (void *)SYSCALL_ARG0(regs)))
 			break;
 		read_file(task, f, fd);
@@ -103,21 +103,21 @@ static __always_inline void read_object(struct task_struct *task, struct follow 
 /* f->state says how it sleeps; 0: it does not, it was preempted. */
 static __always_inline void read_sleep(struct task_struct *task, struct follow *f)
 {
-	struct pt_regs *regs = (struct pt_regs *)bpf_task_pt_regs(task);
+	struct pt_regs *regs = USER_REGISTERS(task);
 
 	f->object = 0;
 	f->object_kind = OBJECT_NONE;
 	f->object_dev = 0;
 	f->flags = 0;
 	f->syscall_nr = -1;
-	if (task->flags & PF_KTHREAD)
+	if (READ(task, flags) & PF_KTHREAD)
 		return;
 	f->syscall_nr = SYSCALL_NR(regs);
 	if (BPF_CORE_READ_BITFIELD(task, in_iowait))
 		f->flags |= CYCLE_IOWAIT;
 	if (!f->state)
 		return;
-	if (f->in_reclaim || (bpf_core_field_exists(task->in_memstall) && BPF_CORE_READ_BITFIELD(task, in_memstall)))
+	if (f->in_reclaim || READ_OPTIONAL_BITFIELD(task, in_memstall))
 		f->flags |= CYCLE_MEMSTALL;
 	if (f->in_kernel_lock)
 		f->flags |= CYCLE_KERNEL_LOCK;
@@ -130,7 +130,7 @@ static __always_inline void count_deep_sleep(struct follow *f, s64 by)
 	s64 *sleepers = bpf_map_lookup_elem(&deep_sleepers, &zero);
 
 	if (sleepers)
-		__sync_fetch_and_add(sleepers, by);
+		ADD_TO(sleepers, by);
 	f->deep = by > 0;
 }
 

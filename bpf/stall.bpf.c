@@ -7,7 +7,7 @@
 
 static __always_inline int begin_reclaim(u8 scope)
 {
-	struct follow *f = follow_of(bpf_get_current_task_btf());
+	struct follow *f = storage_of(CURRENT_TASK());
 
 	if (!f || f->in_reclaim) /* compaction inside reclaim counts once */
 		return 0;
@@ -19,7 +19,7 @@ static __always_inline int begin_reclaim(u8 scope)
 
 static __always_inline int end_reclaim(u8 scope)
 {
-	struct follow *f = follow_of(bpf_get_current_task_btf());
+	struct follow *f = storage_of(CURRENT_TASK());
 
 	if (!f || f->in_reclaim != scope)
 		return 0;
@@ -30,59 +30,49 @@ static __always_inline int end_reclaim(u8 scope)
 	return 0;
 }
 
-SEC("tp_btf/mm_vmscan_direct_reclaim_begin")
-int BPF_PROG(on_reclaim_begin)
+TRACEPOINT(mm_vmscan_direct_reclaim_begin, on_reclaim_begin)
 {
 	return begin_reclaim(RECLAIM_HOST);
 }
 
-SEC("tp_btf/mm_vmscan_direct_reclaim_end")
-int BPF_PROG(on_reclaim_end)
+TRACEPOINT(mm_vmscan_direct_reclaim_end, on_reclaim_end)
 {
 	return end_reclaim(RECLAIM_HOST);
 }
 
-SEC("tp_btf/mm_vmscan_memcg_reclaim_begin")
-int BPF_PROG(on_memcg_reclaim_begin)
+TRACEPOINT(mm_vmscan_memcg_reclaim_begin, on_memcg_reclaim_begin)
 {
 	return begin_reclaim(RECLAIM_MEMCG);
 }
 
-SEC("tp_btf/mm_vmscan_memcg_reclaim_end")
-int BPF_PROG(on_memcg_reclaim_end)
+TRACEPOINT(mm_vmscan_memcg_reclaim_end, on_memcg_reclaim_end)
 {
 	return end_reclaim(RECLAIM_MEMCG);
 }
 
-SEC("tp_btf/mm_compaction_begin")
-int BPF_PROG(on_compaction_begin)
+TRACEPOINT(mm_compaction_begin, on_compaction_begin)
 {
 	return begin_reclaim(RECLAIM_COMPACTION);
 }
 
-SEC("tp_btf/mm_compaction_end")
-int BPF_PROG(on_compaction_end)
+TRACEPOINT(mm_compaction_end, on_compaction_end)
 {
 	return end_reclaim(RECLAIM_COMPACTION);
 }
 
-#define LCB_F_SPIN 1 /* include/trace/events/lock.h */
-
 /* Since 5.19; only on the slow path of a lock. A spinning waiter does not sleep. */
-SEC("tp_btf/contention_begin")
-int BPF_PROG(on_contention_begin, void *lock, unsigned int flags)
+TRACEPOINT(contention_begin, on_contention_begin, void *lock, unsigned int flags)
 {
-	struct follow *f = flags & LCB_F_SPIN ? 0 : follow_of(bpf_get_current_task_btf());
+	struct follow *f = flags & LCB_F_SPIN ? 0 : storage_of(CURRENT_TASK());
 
 	if (f)
 		f->in_kernel_lock = 1;
 	return 0;
 }
 
-SEC("tp_btf/contention_end")
-int BPF_PROG(on_contention_end)
+TRACEPOINT(contention_end, on_contention_end)
 {
-	struct follow *f = follow_of(bpf_get_current_task_btf());
+	struct follow *f = storage_of(CURRENT_TASK());
 
 	if (f)
 		f->in_kernel_lock = 0;

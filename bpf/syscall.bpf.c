@@ -7,17 +7,14 @@
 #include "maps.bpf.h"
 
 /* A call at least this long is also written as a record. */
-const volatile u64 syscall_floor_ns = 1000000;
+KNOB(u64, syscall_floor_ns, 1000000);
 
-struct {
+MAP(syscall_hists,
 	__uint(type, BPF_MAP_TYPE_PERCPU_HASH);
 	__uint(max_entries, 4096);
 	__uint(map_flags, BPF_F_NO_PREALLOC);
 	__type(key, struct syscall_key);
-	__type(value, struct syscall_hist);
-} syscall_hists SEC(".maps");
-
-static const struct syscall_hist no_calls;
+	__type(value, struct syscall_hist););
 
 static __always_inline u32 log2_slot(u64 value)
 {
@@ -32,21 +29,20 @@ static __always_inline u32 log2_slot(u64 value)
 	return slot < SYSCALL_SLOTS ? slot : SYSCALL_SLOTS - 1;
 }
 
-SEC("tp_btf/sys_enter")
-int BPF_PROG(on_sys_enter)
+TRACEPOINT(sys_enter, on_sys_enter)
 {
-	struct follow *f = follow_of(bpf_get_current_task_btf());
+	struct follow *f = storage_of(CURRENT_TASK());
 
 	if (f)
 		f->enter_mono_ns = bpf_ktime_get_ns();
 	return 0;
 }
 
-SEC("tp_btf/sys_exit")
-int BPF_PROG(on_sys_exit, struct pt_regs *regs, long ret)
+TRACEPOINT(sys_exit, on_sys_exit, struct pt_regs *regs, long ret)
 {
-	struct task_struct *task = bpf_get_current_task_btf();
+	struct task_struct *task = CURRENT_TASK();
 	struct follow *f = follow_of(task);
+	EMPTY(struct syscall_hist, no_calls);
 	struct syscall_record *record;
 	struct syscall_hist *hist;
 	struct syscall_key key;
@@ -58,7 +54,7 @@ int BPF_PROG(on_sys_exit, struct pt_regs *regs, long ret)
 	enter = f->enter_mono_ns;
 	f->enter_mono_ns = 0;
 	took = now - enter;
-	key.tgid = task->tgid;
+	key.tgid = READ(task, tgid);
 	key.nr = SYSCALL_NR(regs);
 	hist = bpf_map_lookup_elem(&syscall_hists, &key);
 	if (!hist) {
@@ -80,7 +76,7 @@ int BPF_PROG(on_sys_exit, struct pt_regs *regs, long ret)
 	record->enter_mono_ns = enter;
 	record->exit_mono_ns = now;
 	record->ret = ret;
-	record->tid = task->pid;
+	record->tid = READ(task, pid);
 	record->tgid = key.tgid;
 	record->nr = key.nr;
 	record->pad = 0;

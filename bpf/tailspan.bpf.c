@@ -11,4 +11,6 @@
 #include "syscall.bpf.c"
 #include "cuda.bpf.c"
 
+#ifndef TAILSPAN_BCC /* which says so itself */
 char LICENSE[] SEC("license") = "GPL";
+#endif

@@ -14,12 +14,11 @@
  * Not seen: bytes that are spliced out of a socket (splice, not sendfile into one), and MPTCP.
  */
 #include "maps.bpf.h"
-#include <bpf/bpf_endian.h>
 
 /* A wait shorter than this is not written (a request's beginning always is). */
-const volatile u64 socket_floor_ns = 1000000;
+KNOB(u64, socket_floor_ns, 1000000);
 /* Length of a timer tick: the kernel counts its retransmission timeout in those. 0: not known, rto_us is 0 too. */
-const volatile u64 jiffy_ns = 0;
+KNOB(u64, jiffy_ns, 0);
 
 enum phase { PHASE_LISTENING = 1, PHASE_OPEN = 2, PHASE_OVER = 3 };
 enum last_op { LAST_NONE = 0, LAST_RECEIVE = 1, LAST_SEND = 2 };
@@ -54,19 +53,18 @@ struct conn {
 	u8 pad[5];
 };
 
-struct {
+MAP(conns,
 	__uint(type, BPF_MAP_TYPE_SK_STORAGE);
 	__uint(map_flags, BPF_F_NO_PREALLOC | BPF_F_CLONE);
 	__type(key, int);
-	__type(value, struct conn);
-} conns SEC(".maps");
+	__type(value, struct conn););
 
 static __always_inline bool is_tcp(struct sock *sk)
 {
-	u16 family = sk->__sk_common.skc_family;
+	u16 family = READ(sk, __sk_common.skc_family);
 
 	/* the type too: a raw socket can have this protocol */
-	return sk->sk_protocol == IPPROTO_TCP && sk->sk_type == SOCK_STREAM &&
+	return READ(sk, sk_protocol) == IPPROTO_TCP && READ(sk, sk_type) == SOCK_STREAM &&
 	       (family == AF_INET || family == AF_INET6);
 }
 
@@ -83,17 +81,21 @@ static __always_inline u64 earlier(u64 time, u64 now)
 
 static __always_inline void read_addresses(struct sock *sk, char *local, char *remote)
 {
-	if (sk->__sk_common.skc_family == AF_INET6 && bpf_core_field_exists(sk->__sk_common.skc_v6_daddr)) {
-		bpf_probe_read_kernel(local, ADDRESS_LEN, &sk->__sk_common.skc_v6_rcv_saddr);
-		bpf_probe_read_kernel(remote, ADDRESS_LEN, &sk->__sk_common.skc_v6_daddr);
+	if (READ(sk, __sk_common.skc_family) == AF_INET6 && EXISTS(&sk->__sk_common, skc_v6_daddr)) {
+		READ_INTO(local, ADDRESS_LEN, sk, __sk_common.skc_v6_rcv_saddr);
+		READ_INTO(remote, ADDRESS_LEN, sk, __sk_common.skc_v6_daddr);
 		return;
 	}
 	__builtin_memset(local, 0, ADDRESS_LEN);
 	__builtin_memset(remote, 0, ADDRESS_LEN);
 	local[10] = local[11] = remote[10] = remote[11] = (char)0xff;
-	bpf_probe_read_kernel(local + 12, 4, &sk->__sk_common.skc_rcv_saddr);
-	bpf_probe_read_kernel(remote + 12, 4, &sk->__sk_common.skc_daddr);
+	READ_INTO(local + 12, 4, sk, __sk_common.skc_rcv_saddr);
+	READ_INTO(remote + 12, 4, sk, __sk_common.skc_daddr);
 }
+
+#ifdef TAILSPAN_BCC
+#include "listener.bcc.h"
+#endif
 
 static __always_inline u64 inode_of(struct sock *sk)
 {
@@ -103,18 +105,18 @@ static __always_inline u64 inode_of(struct sock *sk)
 /* Sent at least once: what still waits in the send buffer is not in it. */
 static __always_inline u64 sent_bytes(struct tcp_sock *tp)
 {
-	return tp->bytes_sent - tp->bytes_retrans;
+	return READ(tp, bytes_sent) - READ(tp, bytes_retrans);
 }
 
 /* The kernel counts the peer's FIN as a byte. */
 static __always_inline u64 received_bytes(struct sock *sk, struct tcp_sock *tp)
 {
-	return tp->bytes_received - (sk->__sk_common.skc_flags >> SOCK_DONE & 1);
+	return READ(tp, bytes_received) - (READ(sk, __sk_common.skc_flags) >> SOCK_DONE & 1);
 }
 
 static __always_inline u32 min_rtt_us(struct tcp_sock *tp)
 {
-	u32 rtt = tp->rtt_min.s[0].v;
+	u32 rtt = READ(tp, rtt_min.s[0].v);
 
 	return rtt == ~0U ? 0 : rtt; /* no sample yet */
 }
@@ -122,66 +124,67 @@ static __always_inline u32 min_rtt_us(struct tcp_sock *tp)
 /* Two segments or more of ours are. */
 static __always_inline bool unacknowledged(struct tcp_sock *tp, u32 acknowledged)
 {
-	return tp->write_seq - acknowledged >= 2 * tp->mss_cache;
+	return READ(tp, write_seq) - acknowledged >= 2 * READ(tp, mss_cache);
 }
 
 /* What waits to be delivered does not go out for want of room at the peer's. Not exactly 0: it shrinks until no
  * segment fits. */
 static __always_inline bool window_closed(struct tcp_sock *tp)
 {
-	u32 window = tp->snd_wnd;
+	u32 window = READ(tp, snd_wnd);
 
-	return window < tp->mss_cache && window < tp->write_seq - tp->snd_una;
+	return window < READ(tp, mss_cache) && window < READ(tp, write_seq) - READ(tp, snd_una);
 }
 
 /* What came of this message came in full segments: nothing held the peer back but the way. */
 static __always_inline bool in_bulk(struct tcp_sock *tp, struct conn *c)
 {
-	u64 segments = tp->data_segs_in - c->message_segments, bytes = tp->bytes_received - c->message_bytes;
+	u64 segments = READ(tp, data_segs_in) - c->message_segments, bytes = READ(tp, bytes_received) - c->message_bytes;
 
-	return segments >= 3 && 10 * bytes >= 9 * segments * tp->inet_conn.icsk_ack.rcv_mss;
+	return segments >= 3 && 10 * bytes >= 9 * segments * READ(tp, inet_conn.icsk_ack.rcv_mss);
 }
 
 /* From here on the counters of the connection are compared with what they are now. */
 static __always_inline void mark(struct sock *sk, struct tcp_sock *tp, struct conn *c, u64 now)
 {
 	c->last_mono_ns = now;
-	c->retransmits = tp->total_retrans;
-	c->out_of_order = tp->rcv_ooopack;
+	c->retransmits = READ(tp, total_retrans);
+	c->out_of_order = READ(tp, rcv_ooopack);
 	c->zero_window = 0;
-	c->local_port = sk->__sk_common.skc_num;
+	c->local_port = READ(sk, __sk_common.skc_num);
 }
 
 static __always_inline void mark_message(struct tcp_sock *tp, struct conn *c)
 {
-	c->message_bytes = tp->bytes_received;
-	c->message_segments = tp->data_segs_in;
+	c->message_bytes = READ(tp, bytes_received);
+	c->message_segments = READ(tp, data_segs_in);
 }
 
 /* A socket whose beginning was not seen. */
 static __always_inline struct conn *meet(struct sock *sk, struct task_struct *task, u64 now)
 {
-	u8 state = sk->__sk_common.skc_state;
-	struct tcp_sock *tp = bpf_skc_to_tcp_sock(sk);
+	u8 state = READ(sk, __sk_common.skc_state);
+	struct tcp_sock *tp = TCP_SOCK(sk);
 	struct conn *c;
 
 	if (!tp || state == TCP_CLOSE)
 		return 0;
-	c = bpf_sk_storage_get(&conns, sk, 0, BPF_LOCAL_STORAGE_GET_F_CREATE);
+	c = NEW_SOCKET_STORAGE(&conns, sk, struct conn);
 	if (!c) {
 		count_loss(CLASS_SOCKET);
 		return 0;
 	}
-	c->tid = task->pid;
-	c->tgid = task->tgid;
+	c->tid = READ(task, pid);
+	c->tgid = READ(task, tgid);
 	if (state == TCP_LISTEN) {
 		c->phase = PHASE_LISTENING;
+		NOTE_LISTENER(sk, c);
 		return c;
 	}
 	c->phase = PHASE_OPEN;
 	if (state == TCP_SYN_SENT)
 		c->opened_mono_ns = now;
-	else if (sk->sk_max_ack_backlog) /* its listener's: one that connected has none, nor after listen(0) */
+	else if (READ(sk, sk_max_ack_backlog)) /* its listener's: one that connected has none, nor after listen(0) */
 		c->flags = SOCKET_ACCEPTED;
 	c->acked_mono_ns = now;
 	mark(sk, tp, c, now);
@@ -212,14 +215,14 @@ static __always_inline void write_wait(struct sock *sk, struct tcp_sock *tp, str
 	w->tgid = c->tgid;
 	w->op = op;
 	w->flags = c->flags | flags;
-	w->retransmits = tp->total_retrans - c->retransmits;
-	w->out_of_order = tp->rcv_ooopack - c->out_of_order;
-	w->srtt_us = tp->srtt_us >> 3;
+	w->retransmits = READ(tp, total_retrans) - c->retransmits;
+	w->out_of_order = READ(tp, rcv_ooopack) - c->out_of_order;
+	w->srtt_us = READ(tp, srtt_us) >> 3;
 	w->min_rtt_us = min_rtt_us(tp);
-	w->rto_us = tp->inet_conn.icsk_rto * jiffy_ns / 1000;
+	w->rto_us = READ(tp, inet_conn.icsk_rto) * jiffy_ns / 1000;
 	w->messages = c->messages;
 	w->local_port = c->local_port;
-	w->remote_port = bpf_ntohs(sk->__sk_common.skc_dport);
+	w->remote_port = bpf_ntohs(READ(sk, __sk_common.skc_dport));
 	w->pad = 0;
 	read_addresses(sk, w->local, w->remote);
 	bpf_ringbuf_submit(w, BPF_RB_NO_WAKEUP);
@@ -242,13 +245,13 @@ static __always_inline void write_connection(struct sock *sk, struct tcp_sock *t
 	r->tgid = c->tgid;
 	r->flags = c->flags;
 	r->messages = c->messages;
-	r->retransmits = tp->total_retrans;
-	r->out_of_order = tp->rcv_ooopack;
+	r->retransmits = READ(tp, total_retrans);
+	r->out_of_order = READ(tp, rcv_ooopack);
 	r->zero_windows = c->zero_windows;
-	r->srtt_us = tp->srtt_us >> 3;
+	r->srtt_us = READ(tp, srtt_us) >> 3;
 	r->min_rtt_us = min_rtt_us(tp);
 	r->local_port = c->local_port;
-	r->remote_port = bpf_ntohs(sk->__sk_common.skc_dport);
+	r->remote_port = bpf_ntohs(READ(sk, __sk_common.skc_dport));
 	r->pad = 0;
 	read_addresses(sk, r->local, r->remote);
 	bpf_ringbuf_submit(r, BPF_RB_NO_WAKEUP);
@@ -268,7 +271,7 @@ static __always_inline void accept(struct sock *sk, struct tcp_sock *tp, struct 
 	c->established_mono_ns = now;
 	c->acked_mono_ns = now;
 	mark(sk, tp, c, now);
-	if (tp->data_segs_in) { /* came with the handshake's last segment, which tcp_probe is not shown */
+	if (READ(tp, data_segs_in)) { /* came with the handshake's last segment, which tcp_probe is not shown */
 		c->arrived_mono_ns = now;
 		c->first_byte_mono_ns = now;
 		c->unaccepted = 1;
@@ -284,8 +287,7 @@ static __always_inline void end_connect(struct sock *sk, struct tcp_sock *tp, st
 	c->retransmit_mono_ns = 0;
 }
 
-SEC("tp_btf/inet_sock_set_state")
-int BPF_PROG(on_tcp_state, struct sock *sk, int old, int new)
+TRACEPOINT(inet_sock_set_state, on_tcp_state, struct sock *sk, int old, int new)
 {
 	struct task_struct *task;
 	struct tcp_sock *tp;
@@ -297,26 +299,28 @@ int BPF_PROG(on_tcp_state, struct sock *sk, int old, int new)
 	if (!is_tcp(sk))
 		return 0;
 	if (new == TCP_LISTEN || new == TCP_SYN_SENT) {
-		task = bpf_get_current_task_btf();
+		task = CURRENT_TASK();
 		if (!follow_of(task))
 			return 0;
-		c = bpf_sk_storage_get(&conns, sk, 0, BPF_LOCAL_STORAGE_GET_F_CREATE);
+		c = NEW_SOCKET_STORAGE(&conns, sk, struct conn);
 		if (!c) {
 			count_loss(CLASS_SOCKET);
 			return 0;
 		}
 		__builtin_memset(c, 0, sizeof(*c));
-		c->tid = task->pid;
-		c->tgid = task->tgid;
+		c->tid = READ(task, pid);
+		c->tgid = READ(task, tgid);
 		c->phase = new == TCP_LISTEN ? PHASE_LISTENING : PHASE_OPEN;
 		c->opened_mono_ns = new == TCP_LISTEN ? 0 : bpf_ktime_get_ns();
 		c->socket = inode_of(sk);
+		if (new == TCP_LISTEN)
+			NOTE_LISTENER(sk, c);
 		return 0;
 	}
-	c = bpf_sk_storage_get(&conns, sk, 0, 0);
+	c = SOCKET_STORAGE_AFTER(&conns, sk, old);
 	if (!c)
 		return 0;
-	tp = bpf_skc_to_tcp_sock(sk);
+	tp = TCP_SOCK(sk);
 	if (!tp)
 		return 0;
 	now = bpf_ktime_get_ns();
@@ -325,7 +329,7 @@ int BPF_PROG(on_tcp_state, struct sock *sk, int old, int new)
 			accept(sk, tp, c, now);
 		} else if (c->opened_mono_ns) {
 			c->established_mono_ns = now;
-			c->local_port = sk->__sk_common.skc_num;
+			c->local_port = READ(sk, __sk_common.skc_num);
 			end_connect(sk, tp, c, now);
 			c->acked_mono_ns = now;
 			mark(sk, tp, c, now);
@@ -352,15 +356,15 @@ static __always_inline struct conn *conn_of(struct sock *sk, struct task_struct 
 
 	if (!is_tcp(sk))
 		return 0;
-	c = bpf_sk_storage_get(&conns, sk, 0, 0);
+	c = SOCKET_STORAGE(&conns, sk);
 	return c ? c : meet(sk, task, now);
 }
 
 static __always_inline u32 begin_operation(struct sock *sk, struct tcp_sock *tp, struct conn *c,
 					   struct task_struct *task)
 {
-	c->tid = task->pid;
-	c->tgid = task->tgid;
+	c->tid = READ(task, pid);
+	c->tgid = READ(task, tgid);
 	if (!c->socket) /* it had none in the accept queue */
 		c->socket = inode_of(sk);
 	if (!c->zero_window && !window_closed(tp))
@@ -379,13 +383,13 @@ static __always_inline void end_operation(struct sock *sk, struct tcp_sock *tp, 
 /* What is left is known to have come no earlier than the mark before it. */
 static __always_inline void consume(struct tcp_sock *tp, struct conn *c)
 {
-	u32 copied = tp->copied_seq;
+	u32 copied = READ(tp, copied_seq);
 
 	c->unaccepted = 0;
 	if (c->later_mono_ns && copied == c->later_seq) { /* even if it is not in the queue yet: it is just coming in */
 		c->arrived_mono_ns = c->later_mono_ns;
 		c->later_mono_ns = 0;
-	} else if (copied == tp->rcv_nxt) {
+	} else if (copied == READ(tp, rcv_nxt)) {
 		c->arrived_mono_ns = 0;
 		c->later_mono_ns = 0;
 	} else if (c->later_mono_ns && before(c->later_seq, copied)) {
@@ -394,8 +398,7 @@ static __always_inline void consume(struct tcp_sock *tp, struct conn *c)
 	}
 }
 
-SEC("tp_btf/sock_recv_length")
-int BPF_PROG(on_tcp_receive, struct sock *sk, int ret, int flags)
+TRACEPOINT(sock_recv_length, on_tcp_receive, struct sock *sk, int ret, int flags)
 {
 	struct task_struct *task;
 	struct tcp_sock *tp;
@@ -406,14 +409,14 @@ int BPF_PROG(on_tcp_receive, struct sock *sk, int ret, int flags)
 
 	if (ret <= 0 || flags & (MSG_PEEK | MSG_ERRQUEUE))
 		return 0;
-	task = bpf_get_current_task_btf();
+	task = CURRENT_TASK();
 	if (!follow_of(task))
 		return 0;
 	now = bpf_ktime_get_ns();
 	c = conn_of(sk, task, now);
 	if (!c)
 		return 0;
-	tp = bpf_skc_to_tcp_sock(sk);
+	tp = TCP_SOCK(sk);
 	if (!tp)
 		return 0;
 	found = begin_operation(sk, tp, c, task);
@@ -446,8 +449,7 @@ static __always_inline bool slept_on(struct follow *f, struct conn *c)
 	       f->syscall_nr != SYSCALL_CONNECT;
 }
 
-SEC("tp_btf/sock_send_length")
-int BPF_PROG(on_tcp_send, struct sock *sk, int ret, int flags)
+TRACEPOINT(sock_send_length, on_tcp_send, struct sock *sk, int ret, int flags)
 {
 	struct task_struct *task;
 	struct tcp_sock *tp;
@@ -458,7 +460,7 @@ int BPF_PROG(on_tcp_send, struct sock *sk, int ret, int flags)
 
 	if (ret <= 0 && ret != -EAGAIN)
 		return 0;
-	task = bpf_get_current_task_btf();
+	task = CURRENT_TASK();
 	f = follow_of(task);
 	if (!f)
 		return 0;
@@ -470,7 +472,7 @@ int BPF_PROG(on_tcp_send, struct sock *sk, int ret, int flags)
 		c->full = 1;
 		return 0;
 	}
-	tp = bpf_skc_to_tcp_sock(sk);
+	tp = TCP_SOCK(sk);
 	if (!tp)
 		return 0;
 	found = begin_operation(sk, tp, c, task);
@@ -479,8 +481,8 @@ int BPF_PROG(on_tcp_send, struct sock *sk, int ret, int flags)
 	/* The time between two sends is mostly the thread's own: only what found the buffer full has waited. */
 	if (now - c->last_mono_ns >= socket_floor_ns && (c->full || slept_on(f, c)))
 		write_wait(sk, tp, c, SOCKET_SEND, found, now);
-	c->full = sk->sk_wmem_queued >= sk->sk_sndbuf;
-	c->acked_mono_ns = unacknowledged(tp, tp->snd_una) ? 0 : now;
+	c->full = READ(sk, sk_wmem_queued) >= READ(sk, sk_sndbuf);
+	c->acked_mono_ns = unacknowledged(tp, READ(tp, snd_una)) ? 0 : now;
 	mark_message(tp, c);
 	end_operation(sk, tp, c, LAST_SEND, now);
 	return 0;
@@ -498,34 +500,33 @@ struct segment {
 
 /* Every segment that an established connection receives, before the kernel looks at it. One that comes while a
  * thread holds the socket's lock is shown when that is released. */
-SEC("tp_btf/tcp_probe")
-int BPF_PROG(on_tcp_segment, struct sock *sk, struct sk_buff *skb)
+TRACEPOINT(tcp_probe, on_tcp_segment, struct sock *sk, struct sk_buff *skb)
 {
-	struct conn *c = bpf_sk_storage_get(&conns, sk, 0, 0);
+	struct conn *c = SOCKET_STORAGE(&conns, sk);
 	u32 header, seq, next, end;
 	struct segment segment;
 	struct tcp_sock *tp;
 
 	if (!c || c->phase != PHASE_OPEN)
 		return 0;
-	tp = bpf_skc_to_tcp_sock(sk);
-	if (!tp || bpf_probe_read_kernel(&segment, sizeof(segment), skb->data))
+	tp = TCP_SOCK(sk);
+	if (!tp || bpf_probe_read_kernel(&segment, sizeof(segment), READ(skb, data)))
 		return 0;
 	if (window_closed(tp))
 		c->zero_window = 1;
 	if (!c->acked_mono_ns && !unacknowledged(tp, bpf_ntohl(segment.ack_seq)))
 		c->acked_mono_ns = bpf_ktime_get_ns();
 	header = segment.words >> 4 << 2;
-	if (skb->len <= header || c->later_mono_ns)
+	if (READ(skb, len) <= header || c->later_mono_ns)
 		return 0;
 	seq = bpf_ntohl(segment.seq);
-	end = seq + skb->len - header;
-	next = tp->rcv_nxt;
+	end = seq + READ(skb, len) - header;
+	next = READ(tp, rcv_nxt);
 	if (before(next, seq) || !before(next, end)) /* behind a hole, or nothing new */
 		return 0;
-	if (!c->arrived_mono_ns && tp->copied_seq == next) {
+	if (!c->arrived_mono_ns && READ(tp, copied_seq) == next) {
 		c->arrived_mono_ns = bpf_ktime_get_ns();
-		c->unaccepted = !sk->sk_socket;
+		c->unaccepted = !READ(sk, sk_socket);
 		if (!c->first_byte_mono_ns)
 			c->first_byte_mono_ns = c->arrived_mono_ns;
 	} else {
@@ -535,45 +536,46 @@ int BPF_PROG(on_tcp_segment, struct sock *sk, struct sk_buff *skb)
 	return 0;
 }
 
-SEC("tp_btf/tcp_retransmit_skb")
-int BPF_PROG(on_tcp_retransmit, struct sock *sk)
+TRACEPOINT(tcp_retransmit_skb, on_tcp_retransmit, struct sock *sk)
 {
-	struct conn *c = bpf_sk_storage_get(&conns, sk, 0, 0);
+	struct conn *c = SOCKET_STORAGE(&conns, sk);
 
 	if (c)
 		c->retransmit_mono_ns = bpf_ktime_get_ns();
 	return 0;
 }
 
-SEC("tp_btf/tcp_receive_reset")
-int BPF_PROG(on_tcp_reset_received, struct sock *sk)
+TRACEPOINT(tcp_receive_reset, on_tcp_reset_received, struct sock *sk)
 {
-	struct conn *c = bpf_sk_storage_get(&conns, sk, 0, 0);
+	struct conn *c = SOCKET_STORAGE(&conns, sk);
 
 	if (c)
 		c->flags |= SOCKET_RESET;
 	return 0;
 }
 
-/* Walks the open files of all tasks: makes storage for those TCP sockets of followed threads that are older than
- * that. Read once after adoption; writes nothing. */
-SEC("iter/task_file")
-int iter_sockets(struct bpf_iter__task_file *ctx)
+static __always_inline void look_at_socket(struct task_struct *task, struct file *file, void *to)
 {
-	struct task_struct *task = ctx->task;
-	struct file *file = ctx->file;
+	struct follow *f = storage_of(task);
 	struct socket *socket;
+	struct conn *c;
 	struct sock *sk;
 
-	if (!task || !file || !follow_of(task))
-		return 0;
-	socket = bpf_sock_from_file(file);
+	if (!f)
+		return;
+	socket = SOCKET_OF(file);
 	if (!socket)
-		return 0;
-	sk = socket->sk;
+		return;
+	sk = READ(socket, sk);
 	if (!sk || !is_tcp(sk))
-		return 0;
-	if (!bpf_sk_storage_get(&conns, sk, 0, 0))
+		return;
+	c = SOCKET_STORAGE(&conns, sk);
+	if (!c && !f->leaving)
 		meet(sk, task, bpf_ktime_get_ns());
-	return 0;
+	if (c && f->leaving && c->tgid == (u32)READ(task, tgid)) /* else another process has used it last */
+		DELETE_SOCKET_STORAGE(&conns, sk);
 }
+
+/* Walks the open files of all tasks: makes storage for those TCP sockets of followed threads that are older than
+ * that, and takes it from those of threads that leave. Read once after adoption and parting; writes nothing. */
+FILE_ITERATOR(iter_sockets, look_at_socket)

@@ -6,7 +6,7 @@
 #include "maps.bpf.h"
 
 /* Set by the loader where the cpu controller is mounted as cgroup v1: then a cgroup id means that hierarchy. */
-const volatile bool cpu_controller_v1 = false;
+KNOB(bool, cpu_controller_v1, 0);
 
 /* Not sched_task_group: that may be an autogroup, which is no cgroup. */
 static __always_inline u64 cpu_cgroup_id(struct task_struct *task)

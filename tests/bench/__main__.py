@@ -13,7 +13,7 @@ from pathlib import Path
 from types import ModuleType
 
 from tailspan.errors import TailspanError
-from tests.bench import attribution, client, decode, export, page, probes, scrape, startup, switch, worker
+from tests.bench import attribution, client, decode, export, loaders, page, probes, scrape, startup, switch, worker
 from tests.bench.spread import Figures
 
 #: In the order of the page.
@@ -27,6 +27,7 @@ BENCHES: dict[str, ModuleType] = {
     "export": export,
     "scrape": scrape,
     "startup": startup,
+    "loaders": loaders,
 }
 
 

@@ -12,7 +12,7 @@ from tailspan.collect.bpf.source import BpfSource
 from tests.kernel.conftest import Recorder
 from tests.workloads import program
 
-pytestmark = pytest.mark.kernel
+pytestmark = [pytest.mark.kernel, pytest.mark.both_loaders]
 
 READS = """
     import mmap

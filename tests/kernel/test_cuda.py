@@ -68,6 +68,7 @@ def caller_that(body: str) -> AbstractContextManager[Program]:
     return program(CALLER + textwrap.dedent(body))
 
 
+@pytest.mark.both_loaders
 def test_23_of_each_call_are_23_records(
     source: BpfSource, recorder: Recorder, probes: CudaProbes, gpu: FakeGpu
 ) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tailspan.collect.bpf import btf
 from tailspan.collect.bpf.source import BpfSource
 from tests.kernel.conftest import Recorder
 from tests.workloads import LAST_CPU, cpu_cgroup, cpu_hog, program
@@ -143,6 +144,8 @@ def test_throttled_time_is_cpu_stats_even_beside_a_neighbour(
     ours_ms = float(cycles["throttled_ns"].sum()) / 1e6
     print(f"throttled {ours_ms:.1f} ms, cpu.stat {kernel_ms:.1f} ms ({ours_ms / kernel_ms - 1:+.2%})")
     assert kernel_ms > 500
-    assert abs(ours_ms / kernel_ms - 1) < 0.05
+    # Before 6.6 there is no clock of it per queue: what a thread waits for its CPU after the quota counts as well.
+    has_clock = "throttled_clock_self_time" in btf.kernel_type_names()
+    assert -0.05 < ours_ms / kernel_ms - 1 < (0.05 if has_clock else 0.15)
     waited = cycles["on_mono_ns"] - cycles["ready_mono_ns"]
     assert np.all(cycles["throttled_ns"] <= waited)

@@ -10,7 +10,7 @@ import pytest
 from tailspan.collect.bpf.source import BpfSource
 from tests.workloads import LAST_CPU, program
 
-pytestmark = pytest.mark.kernel
+pytestmark = [pytest.mark.kernel, pytest.mark.both_loaders]
 
 MS = 1_000_000
 

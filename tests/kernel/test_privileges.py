@@ -60,10 +60,13 @@ def place() -> Iterator[Path]:
         yield Path(folder)
 
 
-def test_two_capabilities_without_root_attach_every_probe(environment: dict[str, str]) -> None:
-    done = subprocess.run(
-        as_nobody(SERVICE, "tailspan", "check", "--json"), env=environment, capture_output=True, check=False
-    )
+@pytest.mark.parametrize("loader", ["core", "bcc"])
+def test_two_capabilities_without_root_attach_every_probe(
+    environment: dict[str, str], place: Path, loader: str
+) -> None:
+    command = as_nobody(SERVICE, "tailspan", "check", "--json", "--loader", loader)
+    environment["CACHE_DIRECTORY"] = str(place)
+    done = subprocess.run(command, env=environment, capture_output=True, check=False)
     report = json.loads(done.stdout)
 
     assert (done.returncode, report["error"], report["missing"]) == (0, "", [])

@@ -14,7 +14,7 @@ from tests.conftest import eventually
 from tests.kernel.conftest import Recorder
 from tests.workloads import LAST_CPU, cpu_cgroup, cpu_hog, program
 
-pytestmark = pytest.mark.kernel
+pytestmark = [pytest.mark.kernel, pytest.mark.both_loaders]
 
 MS = 1_000_000
 NANOSLEEP = SYSCALLS.index("clock_nanosleep")
@@ -135,7 +135,8 @@ def test_two_neighbours_in_two_cgroups_get_their_own_milliseconds(source: BpfSou
         cpu_hog(LAST_CPU, b) as hog_b,
         program(SPIN_2S, cpu=LAST_CPU) as victim,
     ):
-        (b / "cpu.shares" if (b / "cpu.shares").exists() else b / "cpu.weight").write_text("512")
+        name, half = ("cpu.shares", 512) if (b / "cpu.shares").exists() else ("cpu.weight", 50)
+        (b / name).write_text(str(half))
         ids = {hog_a: a.stat().st_ino, hog_b: b.stat().st_ino}
         source.follow([victim.pid])
         victim.go()

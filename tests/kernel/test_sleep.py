@@ -20,10 +20,19 @@ from tests.conftest import eventually
 from tests.kernel.conftest import Recorder
 from tests.workloads import program
 
-pytestmark = pytest.mark.kernel
+pytestmark = [pytest.mark.kernel, pytest.mark.both_loaders]
 
 MS = 1_000_000
-MEMORY = Path("/sys/fs/cgroup/memory")
+#: The memory controller and what limits a group of its: cgroup v1, else v2.
+MEMORY, LIMIT = Path("/sys/fs/cgroup/memory"), "memory.limit_in_bytes"
+if not (MEMORY / LIMIT).exists():
+    MEMORY, LIMIT = Path("/sys/fs/cgroup"), "memory.max"
+
+
+def _require_memory_controller() -> None:
+    controllers = MEMORY / "cgroup.subtree_control"
+    if not (MEMORY / LIMIT).exists() and not (controllers.exists() and "memory" in controllers.read_text()):
+        pytest.skip("no memory controller")
 
 
 def _sleeps(recorder: Recorder, tid: int, kind: ObjectKind) -> np.ndarray:
@@ -179,8 +188,8 @@ def test_pages_of_a_dropped_mapping_are_page_ins(open_source: Callable[..., BpfS
         assert inside.any(), "each page-in waited for a block request of its own"
 
 
-@pytest.mark.skipif(not (MEMORY / "memory.limit_in_bytes").exists(), reason="no memory controller (cgroup v1)")
 def test_reclaim_within_the_own_cgroup_is_time_of_the_turn(source: BpfSource, recorder: Recorder) -> None:
+    _require_memory_controller()
     group = MEMORY / f"tailspan-test-{os.getpid()}"
     group.mkdir()
     body = """
@@ -190,7 +199,7 @@ def test_reclaim_within_the_own_cgroup_is_time_of_the_turn(source: BpfSource, re
                 while file.read(1 << 20): pass
     """
     try:
-        (group / "memory.limit_in_bytes").write_text(str(24 << 20))
+        (group / LIMIT).write_text(str(24 << 20))
         file = Path("/var/tmp") / group.name
         file.write_bytes(os.urandom(64 << 20))
         with file.open("rb") as written:  # or its pages would stay charged to who wrote them
@@ -246,10 +255,11 @@ def _state(pid: int) -> str:
 
 
 def test_an_out_of_memory_kill_names_victim_and_who_wanted_memory(source: BpfSource, recorder: Recorder) -> None:
+    _require_memory_controller()
     group = MEMORY / f"tailspan-oom-{os.getpid()}"
     group.mkdir()
     try:
-        (group / "memory.limit_in_bytes").write_text(str(16 << 20))
+        (group / LIMIT).write_text(str(16 << 20))
         command = ["sh", "-c", f"echo $$ > {group}/cgroup.procs; exec {sys.executable} -c 'bytearray(1 << 28)'"]
         victim = subprocess.Popen(command)
         source.follow([victim.pid])

@@ -142,6 +142,7 @@ def test_what_is_known_of_a_connection_is_remembered_until_it_is_forgotten(sende
         connection.close()
 
 
+@pytest.mark.both_loaders
 def test_another_users_process_in_a_pid_namespace_has_both_its_numbers(
     senders: Senders, nobodys_python: tuple[str, dict[str, str]]
 ) -> None:

@@ -9,7 +9,7 @@ from tailspan.collect.bpf.syscalls import SyscallTracing
 from tailspan.wire.syscalls import SYSCALLS
 from tests.workloads import program
 
-pytestmark = pytest.mark.kernel
+pytestmark = [pytest.mark.kernel, pytest.mark.both_loaders]
 
 MS = 1_000_000
 GETPPID, NANOSLEEP = SYSCALLS.index("getppid"), SYSCALLS.index("clock_nanosleep")

@@ -22,7 +22,7 @@ from tests.conftest import eventually
 from tests.netns import End, link, loss, rate_limit, slow_link
 from tests.workloads import Program, program
 
-pytestmark = pytest.mark.kernel
+pytestmark = [pytest.mark.kernel, pytest.mark.both_loaders]
 
 MS = 1_000_000
 RESET_ON_CLOSE = struct.pack("ii", 1, 0)  # struct linger: on, no time

@@ -1,11 +1,14 @@
 from __future__ import annotations
 
 import re
+import tempfile
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tailspan import config
 from tailspan.config import Config
@@ -96,6 +99,16 @@ def test_empty_text_is_an_empty_list(tmp_path: Path) -> None:
         ("[gpu]\ncalls = 'launch'", 'must be one of "on", "off"'),
         ("[gpu]\ncalls_per_s = 1e4", "must be a whole number"),
         ("[worker]\nmode = '888'", "must be an octal mode"),
+        ('[worker]\ngroup = "a\\tb"', "must be printable text"),
+        ('[follow]\nexecutables = ["/a\\nb"]', "must be printable text"),
+        ("[follow]\nunits = ['triton']", 'must be names of units such as "triton.service"'),
+        ("[follow]\nunits = ['/system.slice/triton.service']", "must be names of units"),
+        ("[follow]\ncgroups = ['kubepods.slice']", "must be absolute paths"),
+        ("[follow]\nexecutables = ['python3']", "must be absolute paths"),
+        ("[follow]\ncontainers = ['0123456789a']", "must be 12 to 64 digits of an id"),
+        ("[follow]\ncontainers = ['vllm/main']", 'or "namespace/pod/container"'),
+        ("[follow]\nports = [0]", "must be 1 to 65535"),
+        ("[health]\nwarning = 101", "must be 1 to 100"),
         ("[worker]\nsocket = 'worker.sock'", "must be an absolute path"),
         (f"[agent]\ncontrol = '/{'a' * 107}'", "at most 107 bytes"),
         ("[export]\nprometheus = '9464'", "must be host:port"),
@@ -126,9 +139,107 @@ def test_wrong_flag_is_named() -> None:
         load(slow__slo="1")
 
 
-def test_segment_larger_than_the_store_is_refused() -> None:
-    with pytest.raises(UsageError, match=r"segment_mib = 16 is more than store.total_mib = 8"):
-        load(store__total_mib="8")
+@pytest.mark.parametrize(
+    ("toml", "said"),
+    [
+        ("[store]\ntotal_mib = 8", "store.segment_mib = 16 is more than store.total_mib = 8"),
+        ("[health]\ncritical = 71", "health.critical = 71 is more than health.warning = 70"),
+        ("[tls]\nkey = '/k'", "tls.certificate is not set, but another key of [tls] is: it takes both"),
+        ("[tls]\ncertificate = '/c'\nclient_ca = '/a'", "tls.key is not set"),
+        ("[worker]\nsocket = '/s'\n[agent]\ncontrol = '/s'", "agent.control = '/s' is worker.socket too"),
+        ("[otlp]\nhttp = '127.0.0.1:9464'", "otlp.http = '127.0.0.1:9464' is export.prometheus too"),
+    ],
+)
+def test_values_that_contradict_each_other_are_refused(toml: str, said: str, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=re.escape(said)):
+        load(toml, tmp_path=tmp_path)
+
+
+def test_any_free_port_may_be_asked_for_twice() -> None:
+    loaded = load(otlp__grpc="127.0.0.1:0", otlp__http="127.0.0.1:0", export__prometheus="")
+    assert (loaded.otlp.grpc, loaded.otlp.http) == ("127.0.0.1:0", "127.0.0.1:0")
+
+
+def test_every_problem_is_found_and_the_rest_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "tailspan.toml"
+    path.write_text("[slow]\n\nslo = 1\nfactor = 0\n  min_excess_ms=7\n[xyzzy]\n[store]\nkeep = 'all'\n")
+    environ = {"TAILSPAN_WINDOW_SECONDS": "0", "TAILSPAN_SLOW_FACTOR": "3"}
+    reading = config.read(path, environ, {"store.keep": "some", "probes.ring_kib": "2048"})
+    assert [(problem.where, problem.key) for problem in reading.problems] == [
+        (f"{path}:3", "slow.slo"),
+        (f"{path}:4", "slow.factor"),
+        (f"{path}:6", "xyzzy"),
+        ("environment variable TAILSPAN_WINDOW_SECONDS", "window.seconds"),
+        ("command line", "store.keep"),
+    ]
+    assert reading.origins == {
+        "slow.min_excess_ms": f"{path}:5",
+        "slow.factor": "environment variable TAILSPAN_SLOW_FACTOR",
+        "store.keep": f"{path}:8",
+        "probes.ring_kib": "command line",
+    }
+    assert (reading.config.slow.min_excess_ms, reading.config.slow.factor) == (7.0, 3.0)
+    assert (reading.config.store.keep, reading.config.probes.ring_kib) == ("all", 2048)
+    assert reading.file == path
+
+
+def test_first_of_many_problems_is_raised_with_their_number(tmp_path: Path) -> None:
+    with pytest.raises(
+        UsageError, match=r"toml:2: unknown key slow\.a: .* \(and 2 more: tailspan config --check\)"
+    ):
+        load("[slow]\na = 1\nb = 1\nfactor = 0", tmp_path=tmp_path)
+
+
+@pytest.mark.parametrize("brackets", [10, 100_000])
+def test_brackets_without_end_are_an_error(brackets: int, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"tailspan.toml: "):
+        load("a = " + "[" * brackets, tmp_path=tmp_path)
+
+
+@given(st.text(st.sampled_from("[]=\n\"'#.,x1 ") | st.characters(), max_size=60))
+def test_whatever_a_file_holds_is_read_or_refused(text: str) -> None:
+    with tempfile.NamedTemporaryFile("w", suffix=".toml", encoding="utf-8", errors="surrogatepass") as file:
+        file.write(text)
+        file.flush()
+        try:
+            reading = config.read(Path(file.name), {})
+        except UsageError:
+            return
+    assert reading.config == Config()
+    assert all(problem.where.startswith(file.name) for problem in reading.problems)
+
+
+def test_a_reload_applies_every_key_that_is_not_marked(tmp_path: Path) -> None:
+    old = Config()
+    new = load(
+        environ={},
+        window__seconds="60",
+        slow__slo_ms="7",
+        follow__ports="8000",
+        worker__socket="/s",
+        worker__allow_uids="23",
+    )
+    assert config.changed(old, new) == [
+        "worker.socket",
+        "worker.allow_uids",
+        "follow.ports",
+        "slow.slo_ms",
+        "window.seconds",
+    ]
+    applied = config.reloaded(old, new)
+    assert config.changed(old, applied) == ["worker.allow_uids", "follow.ports", "slow.slo_ms"]
+    assert config.changed(applied, new) == ["worker.socket", "window.seconds"]
+    assert all(map(config.needs_restart, config.changed(applied, new)))
+
+
+def test_shipped_file_marks_the_keys_that_need_a_restart() -> None:
+    marked, section = [], ""
+    for line in SHIPPED.read_text().splitlines():
+        if head := re.fullmatch(r"\[(\w+)\]", line):
+            section = head[1]
+        elif key := re.match(r"#(\w+) = .*  # restart$", line):
+            marked.append(f"{section}.{key[1]}")
+    assert marked == list(filter(config.needs_restart, config.keys()))
 
 
 def test_named_file_that_is_absent_is_an_error_and_the_default_one_is_not(

@@ -43,6 +43,14 @@ def add_width(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--width", type=positive, metavar="N", help="characters a line (default: the terminal's)")
 
 
+def add_loader(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--loader",
+        choices=("auto", "core", "bcc"),
+        help="how the kernel's side is loaded: compiled with the agent, or by bcc on this host",
+    )
+
+
 def add_agent(parser: argparse.ArgumentParser) -> None:
     """What ``run`` and ``record`` have in common."""
     parser.add_argument("--config", type=Path, metavar="FILE", help=f"default: {config.DEFAULT_PATH}, if there")
@@ -50,13 +58,14 @@ def add_agent(parser: argparse.ArgumentParser) -> None:
         "--pid", type=positive, action="append", metavar="N", help="follow this process; repeatable"
     )
     parser.add_argument("--socket", metavar="PATH", help="where workers connect")
+    add_loader(parser)
     parser.add_argument(
         "--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="any key of the configuration file"
     )
 
 
-def agent_config(args: argparse.Namespace, flags: dict[str, str]) -> Config:
-    """The configuration under :func:`add_agent`'s arguments and further ``flags``."""
+def agent_flags(args: argparse.Namespace) -> dict[str, str]:
+    """What :func:`add_agent`'s arguments set: configuration key -> text."""
     found = {}
     for assignment in args.set:
         key, equals, value = assignment.partition("=")
@@ -67,7 +76,14 @@ def agent_config(args: argparse.Namespace, flags: dict[str, str]) -> Config:
         found["follow.pids"] = ",".join(map(str, args.pid))
     if args.socket is not None:
         found["worker.socket"] = str(Path(args.socket).absolute())
-    return known_probes(config.load(args.config, flags=found | flags))
+    if args.loader is not None:
+        found["probes.loader"] = args.loader
+    return found
+
+
+def agent_config(args: argparse.Namespace, flags: dict[str, str]) -> Config:
+    """The configuration under :func:`add_agent`'s arguments and further ``flags``."""
+    return known_probes(config.load(args.config, flags=agent_flags(args) | flags))
 
 
 def known_probes(loaded: Config) -> Config:

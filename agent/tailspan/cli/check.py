@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 EXAMPLES = """
   sudo tailspan check                as the agent runs
+  sudo tailspan check --loader bcc   as it would without BTF in the kernel
   tailspan check --json | jq .missing
 """
 
@@ -31,6 +32,7 @@ _NVML_ANSWERS_S = 10.0
 def add(commands: Commands[Parser]) -> None:
     parser = commands.add_parser("check", help="what works on this machine", examples=EXAMPLES)
     parser.add_argument("--config", type=Path, metavar="FILE", help=f"default: {config.DEFAULT_PATH}, if there")
+    arguments.add_loader(parser)
     arguments.add_json(parser)
     arguments.add_width(parser)
     parser.set_defaults(call=call)
@@ -39,9 +41,10 @@ def add(commands: Commands[Parser]) -> None:
 def call(args: argparse.Namespace) -> int:
     from tailspan.views import check
 
-    loaded = arguments.known_probes(config.load(args.config))
-    probes, error = _probes(loaded)
-    report = check.Report(tuple(probes), tuple(_environment(loaded)), error, _gpus(loaded))
+    flags = {} if args.loader is None else {"probes.loader": args.loader}
+    loaded = arguments.known_probes(config.load(args.config, flags=flags))
+    probes, loader, error = _probes(loaded)
+    report = check.Report(tuple(probes), tuple(_environment(loaded, loader)), error, _gpus(loaded))
     if args.json:
         output.print_json(check.as_json(report))
     else:
@@ -51,25 +54,29 @@ def call(args: argparse.Namespace) -> int:
     return 1 if report.missing else 0
 
 
-def _probes(loaded: Config) -> tuple[list[ProbeReport], str]:
-    """Probe by probe; and why none could be had at all."""
+def _probes(loaded: Config) -> tuple[list[ProbeReport], Fact, str]:
+    """Probe by probe, what loaded them, and why none could be had at all."""
     from tailspan.collect.bpf.probes import PROBES
     from tailspan.collect.bpf.source import BpfSource, Options, ProbeStatus
+    from tailspan.views.check import Fact
 
+    wanted = loaded.probes.loader
     try:
-        source = BpfSource(Options(disabled=frozenset(loaded.probes.disabled)))
+        source = BpfSource(Options(disabled=frozenset(loaded.probes.disabled), loader=wanted))
     except CannotError as error:
         text = " ".join(str(error).split())
         # Where the error is one probe's, it says so; without that one there are no others.
-        return [
+        reports = [
             _report(
                 ProbeStatus(probe, why=text.partition(": ")[2] if text.startswith(f"probe {probe.name}:") else "")
             )
             for probe in PROBES
-        ], text
+        ]
+        return reports, Fact("loader", f"{wanted}: nothing is loaded", False), text
     try:
         _look_into_others(source.status["gpu"])
-        return [_report(status) for status in source.status.values()], ""
+        loader = Fact("loader", f"{source.loader}: {source.loader_why}", True)
+        return [_report(status) for status in source.status.values()], loader, ""
     finally:
         source.close()
 
@@ -104,14 +111,16 @@ def _report(status: ProbeStatus) -> ProbeReport:
     )
 
 
-def _environment(loaded: Config) -> list[Fact]:
+def _environment(loaded: Config, loader: Fact) -> list[Fact]:
     from tailspan.collect.bpf.btf import VMLINUX
     from tailspan.views.check import Fact
 
     has_btf = VMLINUX.exists()
+    mend = "needs a kernel with CONFIG_DEBUG_INFO_BTF, or the loader bcc"
     return [
         Fact("kernel", f"{platform.release()} {platform.machine()}"),
-        Fact("BTF", str(VMLINUX), has_btf, "" if has_btf else "needs a kernel with CONFIG_DEBUG_INFO_BTF"),
+        loader,
+        Fact("BTF", str(VMLINUX), True) if has_btf else Fact("BTF", f"no {VMLINUX}", None, mend),
         _privileges(),
         _libbpf(),
         _cpu_controller(),

@@ -30,6 +30,7 @@ class FakeSource:
         if self.error:
             raise CannotError(self.error)
         self.options, self.closed = options, False
+        self.loader, self.loader_why = ("core" if options.loader == "auto" else options.loader), "for a reason"
         self.status = {
             probe.name: ProbeStatus(
                 probe, loaded=probe.name not in self.missing, attached=self._attached(probe.name)
@@ -70,6 +71,24 @@ def test_machine_on_which_all_works_is_exit_code_0(run: Run, fake: type[FakeSour
     assert (done.code, done.err) == (0, "")
     assert done.out.endswith("Every default probe works.\n")
     assert all(opened.closed for opened in fake.opened)
+
+
+@pytest.mark.parametrize(("given", "loader"), [((), "core"), (("--loader", "bcc"), "bcc")])
+def test_loader_is_told_and_why(run: Run, fake: type[FakeSource], given: tuple[str, ...], loader: str) -> None:
+    told = facts(run("check", "--json", *given).out)["loader"]
+    assert (told["value"], told["ok"]) == (f"{loader}: for a reason", True)
+
+
+def test_loader_that_can_load_nothing_is_a_problem(run: Run, fake: type[FakeSource]) -> None:
+    fake.error = "bcc for Python is not installed: apt-get install python3-bpfcc"
+    done = run("check", "--json", "--loader", "bcc")
+    assert done.code == CannotError.exit_code
+    assert facts(done.out)["loader"] == {
+        "name": "loader",
+        "value": "bcc: nothing is loaded",
+        "ok": False,
+        "mend": "",
+    }
 
 
 def test_syscalls_are_off_by_default_and_their_cost_is_told(run: Run, fake: type[FakeSource]) -> None:

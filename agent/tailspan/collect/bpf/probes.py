@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,6 +15,7 @@ class Probe:
     required: bool  #: without it the agent has nothing to say
     cost: str
     without: str  #: what becomes unknowable
+    bcc: dict[str, str] = field(default_factory=dict)  #: as ``programs``: those that only that loader needs
     in_libraries: bool = False  #: its programs go into processes one by one; attached means ready for that
 
 
@@ -122,6 +123,7 @@ PROBES: tuple[Probe, ...] = (
             ),
             "iter_sockets": "bpf_iter__task_file",
         },
+        bcc=_tracepoints(on_tcp_destroy="tcp_destroy_sock"),
         optional=frozenset({"on_tcp_send", "on_tcp_receive"}),
         default=True,
         required=False,

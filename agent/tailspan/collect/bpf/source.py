@@ -8,11 +8,14 @@ import threading
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from tailspan.collect.bpf import btf, libbpf
+from tailspan.collect.bpf.bccobject import BccObject
+from tailspan.collect.bpf.loader import Link, ProgramObject, choose
 from tailspan.collect.bpf.preflight import check_layouts, cpu_controller_is_v1, require_privilege
 from tailspan.collect.bpf.probes import PROBES, Probe
 from tailspan.collect.bpf.ring import Ring
@@ -62,6 +65,7 @@ _RINGS = {  # map -> (record class, dtype)
 class Options:
     object_path: Path = OBJECT
     vmlinux: Path = btf.VMLINUX
+    loader: Literal["auto", "core", "bcc"] = "auto"  #: "auto": core where the kernel has BTF
     disabled: frozenset[str] = frozenset()  #: probe names not to load at all
     cycle_ring_bytes: int = 1 << 20  #: per CPU; 6,200 records, at 15 ms a drain 400,000 records/s
     slice_ring_bytes: int = 1 << 19
@@ -105,8 +109,8 @@ class Batch:
 
 @dataclass(slots=True)
 class _Loaded:
-    object: libbpf.BpfObject
-    links: dict[str, dict[str, libbpf.Link]] = field(default_factory=dict)  # probe -> program -> link
+    object: ProgramObject
+    links: dict[str, dict[str, Link]] = field(default_factory=dict)  # probe -> program -> link
     rings: dict[str, list[Ring]] = field(default_factory=dict)
 
 
@@ -121,9 +125,9 @@ class BpfSource:
         self._cpus = libbpf.possible_cpus()
         self._asking = threading.Lock()  # one port is asked for at a time
         check_layouts(self.options.object_path)
-        kernel = btf.kernel_type_names(self.options.vmlinux)
+        self._choice = choose(self.options.loader, self.options.vmlinux)
         require_privilege()
-        self._rule_out_missing(kernel)
+        self._rule_out_missing(self._choice.kernel)
         self._loaded = self._load()
         try:
             self._make_rings()
@@ -135,12 +139,24 @@ class BpfSource:
             self.close()
             raise
 
+    @property
+    def loader(self) -> Literal["core", "bcc"]:
+        return self._choice.loader
+
+    @property
+    def loader_why(self) -> str:
+        """Why that loader; where it is bcc, also what it compiled on, and what it cannot tell. One line."""
+        object_ = self._loaded.object
+        if not isinstance(object_, BccObject):
+            return self._choice.why
+        return "; ".join((self._choice.why, object_.why, *object_.lacks))
+
     def attach(self, name: str) -> None:
         """Attach a loaded probe; a failure is in its status, not raised. Attached twice is attached once."""
         status = self.status[name]
         if status.attached or not status.loaded:
             return
-        links: dict[str, libbpf.Link] = {}
+        links: dict[str, Link] = {}
         try:
             for program in () if status.probe.in_libraries else self._programs(status.probe):
                 links[program] = self._loaded.object.attach(program)
@@ -174,6 +190,20 @@ class BpfSource:
         if self.status["tcp"].attached:  # the sockets they have already
             self._loaded.links["tcp"]["iter_sockets"].read_iterator()
         return states
+
+    def unfollow(self, tgids: list[int]) -> None:
+        """Let go of every thread of these processes: no record of theirs is written from now on.
+
+        Their child processes are still followed. It is no error if one has ended, or was never followed.
+        """
+        targets = self._loaded.object.map("targets")
+        for tgid in tgids:
+            targets.update(struct.pack("<I", tgid), b"\3")
+        self.threads()
+        if self.status["tcp"].attached:  # what their sockets do would be recorded too
+            self._loaded.links["tcp"]["iter_sockets"].read_iterator()
+        for tgid in tgids:
+            targets.delete(struct.pack("<I", tgid))
 
     def threads(self) -> Table:
         """State of every followed thread now (THREAD_STATE rows), with the interval that is still open."""
@@ -215,6 +245,11 @@ class BpfSource:
             tables["gpu_call_rings"],
             self._losses(now) if thorough else np.empty(0, LOSS),
         )
+
+    @property
+    def uprobes_are_perf_events(self) -> bool:
+        """One each, which kernels want CAP_SYS_ADMIN for; else a link, which they want nothing for."""
+        return self.status["gpu"].loaded and not self._uprobe_multi
 
     def attach_functions(
         self, program: str, tgid: int, path: Path, sites: list[tuple[int, int]]
@@ -278,7 +313,7 @@ class BpfSource:
         self._loaded.rings.clear()
         self._loaded.object.close()
 
-    def _iterator(self, probe: str, program: str) -> libbpf.Link:
+    def _iterator(self, probe: str, program: str) -> Link:
         if not self.status[probe].attached:
             raise ProbeError(f"probe {probe}: {self.status[probe].why or 'it is not attached'}")
         return self._loaded.links[probe][program]
@@ -288,7 +323,7 @@ class BpfSource:
             probe = status.probe
             missing = [
                 needs
-                for program, needs in probe.programs.items()
+                for program, needs in self._all_programs(probe).items()
                 if needs not in kernel and program not in probe.optional
             ]
             if probe.name in self.options.disabled:
@@ -299,36 +334,53 @@ class BpfSource:
             else:
                 status.loaded = True
         self._kernel = kernel
-        self._uprobe_multi = "bpf_uprobe_multi_link" in kernel
+        self._use_uprobe_multi("bpf_uprobe_multi_link" in kernel)
+
+    def _use_uprobe_multi(self, usable: bool) -> None:
+        self._uprobe_multi = usable
+        for status in self.status.values():
+            if status.probe.in_libraries and status.loaded and self.loader == "bcc" and not usable:
+                status.loaded = False
+                status.why, status.mend = "before kernel 6.10 it needs the core loader", "a kernel with BTF"
 
     def _programs(self, probe: Probe) -> list[str]:
-        return [program for program, needs in probe.programs.items() if needs in self._kernel]
+        return [program for program, needs in self._all_programs(probe).items() if needs in self._kernel]
+
+    def _all_programs(self, probe: Probe) -> dict[str, str]:
+        return probe.programs | probe.bcc if self.loader == "bcc" else probe.programs
 
     def _load(self) -> _Loaded:
         """Load all that can be loaded: a program that the kernel refuses takes its probe out, not the others."""
         while True:
             self._require()
-            candidate = libbpf.BpfObject(self.options.object_path)
-            self._prepare(candidate)
+            candidate = self._choice.open(self.options.object_path, self._needs(), self.options.vmlinux)
             try:
+                self._prepare(candidate)
                 candidate.load()
                 if self._multi_is_usable(candidate):
                     return _Loaded(candidate)
-                self._uprobe_multi = False
+                self._use_uprobe_multi(False)
                 candidate.close()
             except ProbeError as error:
                 candidate.close()
                 self._blame(error)
+            except CannotError as error:
+                candidate.close()
+                neither = f"{self._choice.no_btf}; nor can bcc: {error}"
+                raise CannotError(neither if self._choice.no_btf else str(error)) from None
 
-    def _multi_is_usable(self, candidate: libbpf.BpfObject) -> bool:
+    def _needs(self) -> dict[str, str]:
+        return {program: needs for probe in PROBES for program, needs in self._all_programs(probe).items()}
+
+    def _multi_is_usable(self, candidate: ProgramObject) -> bool:
         if not self._uprobe_multi or not self.status["gpu"].loaded:
             return True  # it is not used
         return candidate.uprobe_multi_takes_processes("on_gpu_call")
 
-    def _prepare(self, candidate: libbpf.BpfObject) -> None:
+    def _prepare(self, candidate: ProgramObject) -> None:
         for status in self.status.values():
             wanted = self._programs(status.probe) if status.loaded else []
-            for program in status.probe.programs:
+            for program in self._all_programs(status.probe):
                 if program not in wanted:
                     candidate.skip_program(program)
                 elif status.probe.in_libraries and self._uprobe_multi:
@@ -347,7 +399,7 @@ class BpfSource:
         said = "\n".join(libbpf.library().messages)
         match = re.search(r"prog '(\w+)': (?:failed to load|BPF program load failed)[^\n]*", said)
         for status in self.status.values():
-            if match and match[1] in status.probe.programs and status.loaded:
+            if match and match[1] in self._all_programs(status.probe) and status.loaded:
                 status.loaded = False
                 status.why = f"the kernel refuses program {match[1]}: {_last_verifier_line(said)}"
                 status.mend = "report it with the kernel's version"
