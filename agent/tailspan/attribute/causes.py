@@ -118,7 +118,8 @@ CAUSES: dict[Cause, CauseInfo] = {
         "Asleep in futex(2), until sched_waking names who ended it. What held that thread up is booked"
         " instead, hop by hop; what is left is its computing or its own sleep.",
         "idle pool waits of native code; where several threads had the lock one after another, the last is named",
-        "Find out what the named thread does while it has the lock; the chain and the waterfall say when.",
+        "Find out what the named thread does while it has the lock; the chain and the waterfall say when."
+        " With nobody named, `sudo tailspan stacks --pid PID` shows in whose code it waits.",
         accuses=True,
     ),
     Cause.IO: CauseInfo(
@@ -160,7 +161,8 @@ CAUSES: dict[Cause, CauseInfo] = {
         "sched",
         "Asleep in nanosleep and its like.",
         "nothing known",
-        "The code asked to sleep: a retry with a delay, a polling loop, a rate limit. The span says where.",
+        "The code asked to sleep: a retry with a delay, a polling loop, a rate limit. The span says where."
+        " So does `sudo tailspan stacks --pid PID`, down to the function.",
         accuses=True,
     ),
     Cause.OTHER: CauseInfo(
@@ -169,7 +171,8 @@ CAUSES: dict[Cause, CauseInfo] = {
         "sched",
         "Asleep in a system call that none of the other reasons covers, and all waits below the floor together.",
         "short waits of every kind",
-        "The waterfall names the system call. `tailspan syscalls --pid PID` shows how long its calls take.",
+        "The waterfall names the system call. `tailspan syscalls --for 10s` shows how long its calls take,"
+        " `sudo tailspan stacks --pid PID` from where they are made.",
         accuses=True,
     ),
     Cause.QUEUED: CauseInfo(
