@@ -130,6 +130,14 @@ def _bounds() -> Iterator[tuple[str, ...]]:
             f"{semconv.LOST_TIME.limit * 5 // 4 + 1}",
         ),
         semconv.TAKEN_TIME: (f"{semconv.TAKEN_TIME.limit} processes", f"{semconv.TAKEN_TIME.limit + 1}"),
+        **{
+            metric: (f"{semconv.WORKER_HEALTH_SCORE.limit} services{each}", f"{metric.limit + metric.limit // 32}")
+            for metric, each in (
+                (semconv.WORKER_HEALTH_SCORE, ""),
+                (semconv.WORKER_HEALTH_STATE, ", by state"),
+                (semconv.WORKER_HEALTH_PART, ", by part"),
+            )
+        },
         **dict.fromkeys(
             (semconv.GPU_PROCESS_MEMORY, semconv.GPU_PROCESS_UTILIZATION),
             (f"{processes} combinations of GPU and process", f"{processes}, and one a GPU"),

@@ -8,20 +8,26 @@ that is known to have ended is already in the window when it is judged.
 from __future__ import annotations
 
 import contextlib
+import faulthandler
 import logging
 import os
 import signal
 import socket
 import time
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import psutil
 
-from tailspan import __version__, clock, log
+from tailspan import __version__, clock, log, privileges, service, tls
+from tailspan import config as configuration
+from tailspan.attribute.watch import LONGEST_S, Watch
 from tailspan.collect.bpf.cuda import CudaProbes
 from tailspan.collect.bpf.source import BpfSource, Options
 from tailspan.collect.bpf.syscalls import SyscallTracing
+from tailspan.collect.following import OTLP, PEER, SOCKET, Following
 from tailspan.collect.host import (
     Cgroups,
     boot_id,
@@ -34,12 +40,14 @@ from tailspan.collect.identity import Identities
 from tailspan.collect.nvml import GpuSampler
 from tailspan.collect.otlp.server import OtlpReceiver
 from tailspan.collect.samples import CpuSampler, NetTotals
+from tailspan.collect.targets import Target, Targets
 from tailspan.collect.worker import WorkerServer
 from tailspan.config import Config
-from tailspan.control import ControlServer
-from tailspan.errors import ProbeError
+from tailspan.control import ControlServer, Pending
+from tailspan.errors import TailspanError
 from tailspan.export.otlp import configured
 from tailspan.export.prometheus import Metrics
+from tailspan.export.pulse import Pulse
 from tailspan.export.tally import Tally
 from tailspan.pipeline import Pipeline
 from tailspan.publisher import Publisher
@@ -67,9 +75,12 @@ _GPU_ROW = "gpu_row"
 
 
 class Agent:
-    """Opens everything in the constructor (raises what cannot be had), works in :meth:`tick`."""
+    """Opens everything in the constructor (raises what cannot be had), works in :meth:`tick`.
 
-    def __init__(self, config: Config) -> None:
+    ``lasting``: it gives up what it needs for that alone, and the whole process does.
+    """
+
+    def __init__(self, config: Config, lasting: bool = False) -> None:
         self._config = config
         self._pending: list[Received] = []
         self._unsettled: list[Received] = []  # of the workers' socket, neither judged yet nor counted as dropped
@@ -85,11 +96,24 @@ class Agent:
         for name in (*LOSS_NAMES.values(), _GPU_ROW):
             self.metrics.lost(name, 0)
         self.pipeline = Pipeline(config)
+        self._pulse = Pulse()
+        self._watch = Watch(config.health, config.slow.slo_ms, min(config.window.seconds, LONGEST_S))
         with contextlib.ExitStack() as stack:
-            self._identities = Identities(node=node_name(os.environ))
-            stack.callback(self._identities.close)
             self.source = BpfSource(_options(config))
             stack.callback(self.source.close)
+            self.syscalls = SyscallTracing(self.source, config.probes.syscalls, config.probes.syscalls_seconds)
+            self._server = _worker_server(config)
+            stack.callback(self._server.close)
+            self._control = ControlServer(Path(config.agent.control), self._answer)
+            stack.callback(self._control.close)
+            self._tls = tls.server(config.tls)
+            if lasting:
+                self._give_up_privileges()  # before anything below starts a thread, which would keep them
+            self._identities = Identities(node=node_name(os.environ))
+            stack.callback(self._identities.close)
+            self._following = Following(self.source, self.pipeline.threads)
+            self._targets = Targets(self.source, self._identities, config.follow)
+            stack.callback(self._targets.close)
             self._cpus = CpuSampler()
             stack.callback(self._cpus.close)
             self._net = NetTotals()
@@ -99,59 +123,113 @@ class Agent:
                 stack.callback(self._gpus.close)
             self._cuda = CudaProbes(self.source, config.gpu.calls_per_s)
             stack.callback(self._cuda.close)
-            self.syscalls = SyscallTracing(self.source, config.probes.syscalls, config.probes.syscalls_seconds)
-            self._server = _worker_server(config)
-            stack.callback(self._server.close)
-            self._control = ControlServer(Path(config.agent.control), self.syscalls.answer)
-            stack.callback(self._control.close)
             tally = Tally(Path(config.store.path, "tally"))
             stack.callback(tally.close)
             self._handover = Handover(tally, process_started, self._boot)
-            self._publisher = Publisher(config, self._host, self.metrics, tally)
+            self._publisher = Publisher(config, self._host, self.metrics, tally, self._pulse, self._tls)
             stack.callback(self._publisher.close)
             self._receiver = self._open_receiver(config)
             if self._receiver:
                 stack.callback(self._receiver.close)
-            if config.follow.pids:
-                self._follow(list(config.follow.pids))
+            if pids := self._targets.rules.pids:
+                self._following.fit({pid: Target(0, reason) for pid, reason in pids.items()}, set(pids.values()))
             self._cleanup = stack.pop_all()
+
+    @property
+    def config(self) -> Config:
+        """The one that is in force."""
+        return self._config
 
     def close(self) -> None:
         self._cleanup.close()
 
+    def reload(self, load: Callable[[], Config]) -> None:
+        """Apply what ``load`` returns, as far as that can be done without a restart; never raises."""
+        try:
+            wanted = load()
+            changed = configuration.changed(self._config, wanted)
+            later = [key for key in changed if configuration.needs_restart(key)]
+            self._apply(configuration.reloaded(self._config, wanted))
+        except Exception as error:
+            self.metrics.reloaded(ok=False)
+            unforeseen = not isinstance(error, TailspanError)
+            logger.error("not reloaded, the old configuration stays: %s", error, exc_info=unforeseen)
+            return
+        self.metrics.reloaded(ok=True)
+        applied = [key for key in changed if key not in later]
+        logger.info("configuration reloaded: changed: %s", ", ".join(applied) or "nothing")
+        if later:
+            logger.warning("changed, and needs a restart: %s", ", ".join(later))
+
+    def _apply(self, config: Config) -> None:
+        old, self._config = self._config, config
+        worker = config.worker
+        self._server.limit(worker.allow_uids, worker.max_connections, worker.packets_per_s)
+        if self._receiver:
+            self._receiver.allow(worker.allow_uids)
+        if config.follow != old.follow:
+            self._targets.change(config.follow)
+            self._peers.limit = config.follow.peers
+        if config.probes != old.probes:
+            self.syscalls.change(config.probes.syscalls, config.probes.syscalls_seconds)
+        if self._gpus:
+            self._gpus.pace(config.gpu.sample_ms, config.gpu.budget)
+        self.pipeline.change(config)
+        self._watch.change(config.health, config.slow.slo_ms)
+        self._publisher.change(config)
+
+    def _answer(self, request: dict[str, Any]) -> Pending:
+        return self._pulse.answer if request.get("do") == "health" else self.syscalls.answer(request)
+
     def finish(self) -> None:
         """Judge what has come in: the last requests before a stop are explained too."""
+        self._pulse.stopping()
         self._judged_ns = 0
         self.tick()
 
     def tick(self) -> None:
         """Drain everything once; judge when it is time to."""
+        self._pulse.beat()
         accepted = self._server.accept()
         if accepted:
-            self._follow([peer.pid for peer in accepted])
+            self._following.heard([peer.pid for peer in accepted], SOCKET)
         of_workers = self._server.read()
         self._unsettled += of_workers
         self._take(of_workers)
         if self._receiver:
             self._take(self._receiver.read())
             if met := self._receiver.connected():
-                self._follow(met)
+                self._following.heard(met, OTLP)
         due = time.monotonic_ns() - self._judged_ns >= self._config.agent.judge_ms * 1_000_000
         # Look at open intervals before the rings are drained: a turn that ends in between is then in a record.
-        open_threads = self.source.threads() if due and self._pending else None
+        to_grade = due and self._watch.due(time.monotonic_ns())
+        open_threads = self.source.threads() if to_grade or (due and self._pending) else None
         self._drain(thorough=due)
         if due:
             self._judged_ns = time.monotonic_ns()
             self.pipeline.window.samples.append(self._cpus.take(self._judged_ns))
             self._look_at_gpus()
+            self.pipeline.lose(self._server.take_losses())
             if open_threads is not None:
                 self.pipeline.threads.see(open_threads)
                 self.pipeline.threads.forget_missing(open_threads)
                 self._judge(open_threads)
+            if to_grade and open_threads is not None:
+                self._grade(open_threads)
             self._forget_gone()
+            self._look_for_targets()
             self._report()
         self.syscalls.poll()
         self._control.poll()
+
+    def _grade(self, open_threads: Table) -> None:
+        services = {tgid: said.get("service.name", "") for tgid, said in self.pipeline.inbox.resources.items()}
+        gpus = self._gpus.host().gpus if self._gpus else ()
+        health = self._watch.turn(open_threads, services, gpus, time.monotonic_ns())
+        there = os.access(self._config.worker.socket, os.F_OK)
+        missing = "" if there else f"{self._config.worker.socket} is gone: workers cannot connect"
+        self._pulse.turn(health, self._publisher.not_stored(), missing)
+        self.metrics.health(health)
 
     def _forget_gone(self) -> None:
         gone = self._server.take_gone()
@@ -160,6 +238,12 @@ class Agent:
             gone |= self._receiver.take_gone(set(self.pipeline.threads.processes()))
         for tgid in gone:
             self.pipeline.inbox.forget(tgid)
+
+    def _look_for_targets(self) -> None:
+        self._following.forget_ended()
+        targets = self._targets.take()
+        if targets is not None:
+            self._following.fit(targets, self._targets.rules.reasons())
 
     def _look_at_gpus(self) -> None:
         if self._config.gpu.calls == "on":
@@ -177,28 +261,23 @@ class Agent:
             self.pipeline.inbox.dropped["backlog"] += len(received) - room
         self._pending += received[:room]
 
+    def _give_up_privileges(self) -> None:
+        asks = privileges.kernel_asks(self.source)
+        privileges.give_up(privileges.needed(self._config, asks, self.source.uprobes_are_perf_events))
+
     def _open_receiver(self, config: Config) -> OtlpReceiver | None:
         if not (config.otlp.grpc or config.otlp.http):
             return None
         if not configured(os.environ):
             logger.warning("what workers send by OTLP is not forwarded: OTEL_EXPORTER_OTLP_ENDPOINT is not set")
         return OtlpReceiver(
-            config.otlp.grpc, config.otlp.http, self._publisher.forward, self.source, config.worker.allow_uids
+            config.otlp.grpc,
+            config.otlp.http,
+            self._publisher.forward,
+            self.source,
+            config.worker.allow_uids,
+            self._tls,
         )
-
-    def _follow(self, pids: list[int], only_threads: bool = False) -> None:
-        try:
-            states = self.source.follow(pids, only_threads)
-        except ProbeError as error:
-            log.once_per(60, "follow", logger, "cannot follow pids %s: %s", pids, error)
-            return
-        self.pipeline.threads.see(states)
-        found = set(states["tgid"].tolist())
-        for pid in pids:
-            if pid in found:
-                logger.info("following pid %d (%d threads)", pid, int((states["tgid"] == pid).sum()))
-            else:
-                logger.warning("pid %d is not there to follow", pid)
 
     def _drain(self, thorough: bool) -> None:
         batch = self.source.drain(thorough)
@@ -218,15 +297,19 @@ class Agent:
         self.metrics.turns(batch.cycles, batch.slices, add_up=thorough)
         if thorough:
             self.metrics.records({name.removesuffix("s"): count for name, count in self._records.items()})
+            self._pulse.drained(self._records.total(), int(batch.losses["count"].sum()))
             self._records.clear()
             self.metrics.connections(batch.connections)
             if self.source.status["incidents"].attached:
                 self.metrics.incidents(batch.incidents)
             self.syscalls.keep(batch.syscalls)
-        self.pipeline.take(tables | {"losses": batch.losses}, batch.thread_events)
+        self.pipeline.take(tables, batch.thread_events)
+        self.pipeline.lose(batch.losses)
+        self._watch.took(batch.cycles)
+        self._following.born(batch.thread_events)
         peers = self._peers.new(batch.cycles, self.pipeline.threads.processes)
         if peers:
-            self._follow(peers, only_threads=True)
+            self._following.heard(peers, PEER)
         if self._peers.refused and self._config.follow.peers:
             log.once_per(3600, "peers", logger, "follow.peers is reached: others that end waits are not followed")
 
@@ -235,6 +318,7 @@ class Agent:
         try:
             of_host = self._meta(), self._cgroups.path, self._identities.of
             for judged in self.pipeline.judge(received, open_threads, *of_host):
+                self._watch.served(judged.requests, judged.strings, judged.slow)
                 self._publisher.publish(judged, on_verdicts=self.syscalls.trigger)
         except Exception:  # whatever one worker has sent, the others are served
             self.pipeline.inbox.dropped["judge_failed"] += len(received)
@@ -277,6 +361,7 @@ class Agent:
             cuda = self._cuda.status()
             self.metrics.gpu_probes(cuda.hits, cuda.attached, cuda.off)
         self.metrics.forgotten(self.pipeline.forgotten)
+        self.metrics.followed(self._following.counts())
         self.metrics.probes({name: status.attached for name, status in self.source.status.items()})
         self.metrics.window({name: column.rows for name, column in self.pipeline.window.columns.items()})
         self._publisher.report()
@@ -286,43 +371,52 @@ class Agent:
             self._run_times_read_s = time.monotonic()
             times = self.source.run_times()
             self.metrics.bpf_run_time((name, ns / 1e9) for name, (ns, runs) in times.items() if runs)
+        if self._tls:
+            self.metrics.tls(self._tls.reloads, self._tls.expires_unix_s)
         usage = self._process.cpu_times()
         self.metrics.agent(usage.user + usage.system, self._process.memory_info().rss)
 
 
-def run(config: Config, seconds: float | None = None) -> int:
-    """Run until SIGTERM or SIGINT, or for ``seconds``. Returns the exit code."""
+def run(config: Config, seconds: float | None = None, reload: Callable[[], Config] | None = None) -> int:
+    """Run until SIGTERM or SIGINT, or for ``seconds``. Returns the exit code.
+
+    ``reload`` reads the configuration again, from where ``config`` is from; None leaves SIGHUP as it is.
+    """
+    with contextlib.suppress(OSError, RuntimeError):  # stderr is closed, or no file
+        faulthandler.enable()  # systemd's watchdog ends a hung agent with SIGABRT: where it hung is logged
     stopping: list[int] = []
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda signum, _: stopping.append(signum))
+    hangups: list[int] = []
+    if reload:
+        signal.signal(signal.SIGHUP, lambda signum, _: hangups.append(signum))
     started = time.monotonic()
-    agent = Agent(config)
+    agent = Agent(config, lasting=seconds is None)
     logger.info(
         "ready in %.0f ms, workers connect to %s", (time.monotonic() - started) * 1e3, config.worker.socket
     )
-    _notify_systemd("READY=1")
+    service.notify("READY=1")
+    watchdog = service.Watchdog()
     try:
         while not stopping and (seconds is None or time.monotonic() - started < seconds):
             agent.tick()
-            time.sleep(config.agent.tick_ms / 1000)
+            watchdog.ping()
+            if reload and hangups:
+                hangups.clear()  # many at once are one
+                service.notify_reloading()
+                agent.reload(reload)
+                service.notify("READY=1")
+            time.sleep(agent.config.agent.tick_ms / 1000)
         agent.finish()
     finally:
-        _notify_systemd("STOPPING=1")
+        service.notify("STOPPING=1")
         agent.close()
     return 0
 
 
-def _notify_systemd(state: str) -> None:
-    """sd_notify(3): one datagram to the socket that systemd named, if it did."""
-    address = os.environ.get("NOTIFY_SOCKET")
-    if not address:
-        return
-    with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify:
-        notify.sendto(state.encode(), "\0" + address[1:] if address.startswith("@") else address)
-
-
 def _options(config: Config) -> Options:
     return Options(
+        loader=config.probes.loader,
         disabled=frozenset(config.probes.disabled),
         cycle_ring_bytes=config.probes.ring_kib << 10,
         slice_ring_bytes=config.probes.ring_kib << 9,
@@ -333,6 +427,13 @@ def _options(config: Config) -> Options:
 
 def _worker_server(config: Config) -> WorkerServer:
     worker = config.worker
+    path = Path(worker.socket)
     return WorkerServer(
-        Path(worker.socket), int(worker.mode, 8), worker.group, tuple(worker.allow_uids), worker.max_connections
+        path,
+        int(worker.mode, 8),
+        worker.group,
+        tuple(worker.allow_uids),
+        worker.max_connections,
+        worker.packets_per_s,
+        service.inherited(path, socket.SOCK_SEQPACKET),
     )

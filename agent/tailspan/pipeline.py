@@ -46,6 +46,7 @@ class Judged:
 
     requests: Table
     strings: list[str]  #: that the requests' fields index
+    slow: npt.NDArray[np.bool_]  #: for its like, by row of ``requests``
     ledgers: npt.NDArray[np.int64]  #: ``[requests, N_CAUSES]`` ns
     kept: npt.NDArray[np.int64]  #: rows of ``requests``
     evidence: Evidence  #: of the kept ones, as it is stored
@@ -54,18 +55,22 @@ class Judged:
 
 class Pipeline:
     def __init__(self, config: Config) -> None:
-        slow = config.slow
         self.threads = Threads()
         self.strings = Strings()
         self.window = Window(config.window.seconds, config.window.max_rows)
         self.inbox = Inbox(self.threads, self.strings)
         self.forgotten = 0  #: slow requests beyond MAX_KEPT
         self._verdict_s = VERDICT_BUDGET_S / MIN_VERDICTS  #: what one takes, learned
-        self._baseline = Baseline(SlowRule(int(slow.slo_ms * 1e6), slow.factor, int(slow.min_excess_ms * 1e6)))
+        self._baseline = Baseline(_slow_rule(config))
         self._keep_all = config.store.keep == "all"
         self._losses: list[Table] = []
         self._taken, self._readers = Taken(), Readers()
         self._keep_ns = int(config.window.seconds * 1e9)
+
+    def change(self, config: Config) -> None:
+        """Judge by its ``slow`` and ``store.keep`` from now on."""
+        self._baseline.rule = _slow_rule(config)
+        self._keep_all = config.store.keep == "all"
 
     def take(self, tables: Mapping[str, Table], thread_events: Table) -> None:
         """One drain of the kernel's rings: rows by table of the window."""
@@ -117,7 +122,7 @@ class Pipeline:
         self._baseline.learn(rows.requests, self.strings.all, table, slow)
         kept = self._kept(rows.requests, np.flatnonzero(slow | self._keep_all))
         if not len(kept):
-            return Judged(rows.requests, self.strings.all, table, kept, Evidence(), {})
+            return Judged(rows.requests, self.strings.all, slow, table, kept, Evidence(), {})
         kept_evidence = narrow(evidence, kept)
         cgroups = _cgroups(kept_evidence, cgroup_path)
         identities = identify(cgroups.values())
@@ -130,7 +135,7 @@ class Pipeline:
             devices={str(dev): device_name(dev) for dev in np.unique(kept_evidence.blocks["dev"]).tolist()},
         )
         verdicts = self._verdicts(kept_evidence)
-        return Judged(rows.requests, self.strings.all, table, kept, kept_evidence, verdicts)
+        return Judged(rows.requests, self.strings.all, slow, table, kept, kept_evidence, verdicts)
 
     def _join(self, rows: Rows, open_threads: Table) -> None:
         """When each request arrived, and what thread served those whose worker did not say."""
@@ -166,6 +171,11 @@ class Pipeline:
         verdicts = dict(zip(chosen.tolist(), judge(evidence, chosen), strict=True))
         self._verdict_s += 0.2 * ((time.thread_time() - before) / len(chosen) - self._verdict_s)
         return verdicts
+
+
+def _slow_rule(config: Config) -> SlowRule:
+    slow = config.slow
+    return SlowRule(int(slow.slo_ms * 1e6), slow.factor, int(slow.min_excess_ms * 1e6))
 
 
 def _slowest(requests: Table, limit: int) -> npt.NDArray[np.int64]:

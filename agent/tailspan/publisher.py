@@ -16,11 +16,13 @@ from tailspan.export import otlp
 from tailspan.export.local import SegmentWriter
 from tailspan.export.otlp_metrics import MetricsPusher, agent_resource, interval_s, metrics_configured
 from tailspan.export.prometheus import Metrics
+from tailspan.export.pulse import Pulse
 from tailspan.export.scrape import MetricsServer
 from tailspan.export.segment import IndexRow
 from tailspan.export.tally import Tally
 from tailspan.pipeline import Judged
 from tailspan.timeline.arrivals import began
+from tailspan.tls import ServerTls
 from tailspan.wire.otlp import Origin, Signal
 
 #: How often stored segments are looked through for those that are too old.
@@ -32,7 +34,15 @@ ENCODE_S, DELIVER_S = 1.0, 3.5
 class Publisher:
     """Opens its files and sockets in the constructor (raises what cannot be had); nothing raises after that."""
 
-    def __init__(self, config: Config, host: str, metrics: Metrics, tally: Tally) -> None:
+    def __init__(
+        self,
+        config: Config,
+        host: str,
+        metrics: Metrics,
+        tally: Tally,
+        pulse: Pulse,
+        tls: ServerTls | None = None,
+    ) -> None:
         self._metrics = metrics
         self._expired_s = 0.0
         self._store = SegmentWriter(
@@ -58,9 +68,14 @@ class Publisher:
                 stack.callback(self._pusher(host).close)
             if config.export.prometheus:
                 address, _, port = config.export.prometheus.rpartition(":")
-                scrape = MetricsServer(metrics.registry, address.strip("[]"), int(port))
+                scrape = MetricsServer(metrics.registry, address.strip("[]"), int(port), tls, pulse)
                 stack.callback(scrape.close)
             self._cleanup = stack.pop_all()
+
+    def change(self, config: Config) -> None:
+        """Keep as much as its ``store`` says from now on."""
+        store = config.store
+        self._store.bound(store.segment_mib << 20, store.total_mib << 20, store.days * 86_400)
 
     def close(self) -> None:
         """Within 5 s, dead backend or not."""
@@ -91,6 +106,10 @@ class Publisher:
         if judged.verdicts:
             on_verdicts()
             self._store.append(judged.evidence, [_index_row(judged, row) for row in range(len(judged.kept))])
+
+    def not_stored(self) -> Mapping[str, int]:
+        """Evidence that never reached the disk, in total, by reason."""
+        return self._store.dropped
 
     def report(self) -> None:
         """What the ways out have counted goes to the metrics; old segments go."""

@@ -10,6 +10,7 @@ _ON_HOST = "on (job, instance)"
 _ANOTHER = ', culprit="process"'
 #: What nobody asked to be sent is not missed.
 _WANTED = 'reason!="no_endpoint"'
+_CRITICAL = 'state="critical"'
 _HELD_BY_HEAT = 'reason=~"thermal|sw_thermal_slowdown|hw_thermal_slowdown|hw_power_brake"'
 
 
@@ -28,6 +29,15 @@ REQUESTS = (
         "{{ $labels.cause }}",
         "More than one request in twenty takes far longer than its like, for one and the same reason.",
         "requests",
+    ),
+    Alert(
+        "TailspanWorkerCritical",
+        f"{semconv.WORKER_HEALTH_STATE.name}{{{_CRITICAL}}} == 1",
+        "5m",
+        Severity.CRITICAL,
+        "{{ $labels.service }} on {{ $labels.instance }} is critical",
+        "It waits for CPUs, its GPU has no memory left, or too many requests are slow: it should get less to do.",
+        "fleet",
     ),
     Alert(
         "TailspanTimeLostToNeighbours",
@@ -126,6 +136,19 @@ GPU = (
         "{{ $value | humanizeDuration }}",
         "The driver does not answer. Verdicts say so where they lack its facts; applications may hang as well.",
         "gpu",
+    ),
+)
+
+HOST = (
+    Alert(
+        "TailspanHostCritical",
+        f"{semconv.HOST_HEALTH_STATE.name}{{{_CRITICAL}}} == 1\n"
+        f"  unless {_ON_HOST} {semconv.WORKER_HEALTH_STATE.name}{{{_CRITICAL}}} == 1",
+        "5m",
+        Severity.CRITICAL,
+        "The host {{ $labels.instance }} is critical",
+        "One of its GPUs is full or lost, or what is followed there lacks CPU, though no worker is critical.",
+        "fleet",
     ),
 )
 
@@ -287,6 +310,7 @@ DELIVERY = (
 GROUPS: Groups = {
     "tailspan-requests": REQUESTS,
     "tailspan-gpu": GPU,
+    "tailspan-host": HOST,
     "tailspan-evidence": EVIDENCE,
     "tailspan-delivery": DELIVERY,
 }

@@ -225,6 +225,47 @@ VIEW = View(
                 {"{{exporter}}: {{reason}}": rate(semconv.EXPORT_DROPPED, "exporter, reason")},
             ),
         ),
+        "What is it told to do?": (
+            Panel(
+                "How many processes are followed, and why?",
+                "Processes by what they are followed for: they connected, fit a rule of the configuration, or "
+                "have ended a wait of one that is followed",
+                semconv.FOLLOWED_PROCESSES,
+                "short",
+                {"{{reason}}": latest(semconv.FOLLOWED_PROCESSES, "reason")},
+                Look.STACK,
+            ),
+            Panel(
+                "Is its configuration read again?",
+                "Reloads a minute; after one that failed the configuration before is kept, and the log says why",
+                semconv.CONFIG_RELOADS,
+                "cpm",
+                {"{{outcome}}": f"60 * {rate(semconv.CONFIG_RELOADS, 'outcome')}"},
+            ),
+            Panel(
+                "How old is the configuration that it has?",
+                "When each agent has last read its configuration with success",
+                semconv.CONFIG_LAST_RELOAD,
+                "dateTimeFromNow",
+                {"{{instance}}": f"1000 * {highest(semconv.CONFIG_LAST_RELOAD, 'instance')}"},
+                Look.TABLE,
+            ),
+            Panel(
+                "When does its certificate end?",
+                "The certificate of what listens beyond loopback; nothing without one",
+                semconv.TLS_EXPIRES,
+                "dateTimeFromNow",
+                {"{{instance}}": f"1000 * {highest(semconv.TLS_EXPIRES, 'instance')}"},
+                Look.TABLE,
+            ),
+            Panel(
+                "Are certificates read again?",
+                "Changed files a minute; refused ones leave those from before in use, and the log says why",
+                semconv.TLS_RELOADS,
+                "cpm",
+                {"{{outcome}}": f"60 * {rate(semconv.TLS_RELOADS, 'outcome')}"},
+            ),
+        ),
         "What do workers send?": (
             Panel(
                 "How much do workers send by OTLP?",

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from dashboards.panels import UP, Look, Panel, View, latest, or_zero, quantile, rate, series
 from tailspan.export import semconv
+from tailspan.export.semconv import Metric
 
 _DEFAULT_PROBES = 'probe!="syscalls"'
 _SLOW = 'outcome!="ordinary"'
 _ACCUSED = 'culprit!="none"'
 _NOT_OK = 'hw_state!="ok"'
+_NOT_WELL = 'state=~"warning|critical"'
 _REQUESTS = rate(semconv.REQUEST_DURATION, part="_count")
 _OF_HOST = rate(semconv.REQUEST_DURATION, "instance", part="_count")
 _SLOW_OF_HOST = rate(semconv.REQUEST_DURATION, "instance", _SLOW, "_count")
@@ -16,6 +18,10 @@ _SLOW_OF_HOST = rate(semconv.REQUEST_DURATION, "instance", _SLOW, "_count")
 
 def _ten(query: str) -> str:
     return f"topk(10, {query})"
+
+
+def _ten_lowest(metric: Metric, by: str) -> str:
+    return f"bottomk(10, min by ({by}) ({series(metric)}))"
 
 
 VIEW = View(
@@ -38,6 +44,14 @@ VIEW = View(
                 UP,
                 "short",
                 {"down": f"sum (1 - {series(UP)})"},
+                Look.STAT,
+            ),
+            Panel(
+                "How many hosts are not healthy?",
+                "Hosts that are in the state warning or critical, by their own or their worst worker's score",
+                semconv.HOST_HEALTH_STATE,
+                "short",
+                {"not healthy": or_zero(latest(semconv.HOST_HEALTH_STATE, "", _NOT_WELL))},
                 Look.STAT,
             ),
             Panel(
@@ -71,6 +85,35 @@ VIEW = View(
                 "short",
                 {"not ok": or_zero(latest(semconv.HW_STATUS, "", _NOT_OK))},
                 Look.STAT,
+            ),
+        ),
+        "How well are hosts and workers?": (
+            Panel(
+                "Which hosts are the least healthy?",
+                "Score, 0 to 100, the ten lowest; below 70 it is a warning and below 40 critical, unless health.* "
+                "says otherwise",
+                semconv.HOST_HEALTH_SCORE,
+                "short",
+                {"{{instance}}": _ten_lowest(semconv.HOST_HEALTH_SCORE, "instance")},
+            ),
+            Panel(
+                "Which workers are the least healthy?",
+                "The same of each service on each host, the ten lowest; tailspan health on the host says why",
+                semconv.WORKER_HEALTH_SCORE,
+                "short",
+                {"{{instance}}: {{service}}": _ten_lowest(semconv.WORKER_HEALTH_SCORE, "instance, service")},
+            ),
+            Panel(
+                "What is it that lowers their score?",
+                "Parts that a score is made of, the ten lowest; 100 % is good. load: waiting for CPUs; latency: "
+                "slow requests",
+                semconv.WORKER_HEALTH_PART,
+                "percentunit",
+                {
+                    "{{instance}}: {{service}} {{part}}": _ten_lowest(
+                        semconv.WORKER_HEALTH_PART, "instance, service, part"
+                    )
+                },
             ),
         ),
         "Where are requests slow, and why?": (

@@ -47,6 +47,8 @@ EMPTY: Mapping[str, str] = {
     semconv.OTLP_DROPPED.name: "the backend took what it was sent",
     semconv.OTLP_REFUSED.name: "workers sent what can be read",
     semconv.OTLP_BROKEN_SPANS.name: "workers' traces fit together",
+    semconv.TLS_RELOADS.name: "nothing listens beyond loopback",
+    semconv.TLS_EXPIRES.name: "nothing listens beyond loopback",
 }
 #: Stages whose requests come on a connection each: the worker's threads, and their own connections, end with it.
 FRESH = {"upstream", "fresh"}

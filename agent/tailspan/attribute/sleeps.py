@@ -23,7 +23,7 @@ from tailspan.wire.events import CycleFlags, ObjectKind, SocketFlags, SocketOp
 from tailspan.wire.syscalls import SYSCALLS
 
 #: include/linux/sched.h: __TASK_STOPPED, __TASK_TRACED, TASK_FROZEN (since 6.1; before, frozen tasks slept in D).
-_STOPPED = 0x4 | 0x8 | 0x8000
+STOPPED = 0x4 | 0x8 | 0x8000
 
 _BY_SYSCALL = {
     Cause.FUTEX: ("futex", "futex_waitv", "futex_wait"),
@@ -86,7 +86,7 @@ def causes(asleep: Table, meta: Meta) -> Ints:
         cause = np.where(on_gpu & _in_driver_lock(asleep), Cause.GPU_DRIVER, cause)
     cause = np.where(iowait & (nr < 0), Cause.PAGE_IN, cause)
     cause = np.where(flags & CycleFlags.MEMSTALL != 0, Cause.RECLAIM, cause)
-    return np.where(asleep["state"] & _STOPPED != 0, Cause.STOPPED, cause).astype(np.int64)
+    return np.where(asleep["state"] & STOPPED != 0, Cause.STOPPED, cause).astype(np.int64)
 
 
 def _in_driver_lock(asleep: Table) -> Flags:

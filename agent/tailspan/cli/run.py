@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 
 from tailspan import log
 from tailspan.cli import arguments
@@ -23,9 +24,12 @@ def add(commands: Commands[Parser]) -> None:
 
 
 def call(args: argparse.Namespace) -> int:
+    # The threads that numpy would start when it is imported are of no use here, and would keep all privileges.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     from tailspan.daemon import run
 
     given = {"store.path": args.store, "store.keep": args.keep}
-    config = arguments.agent_config(args, {key: value for key, value in given.items() if value is not None})
+    flags = {key: value for key, value in given.items() if value is not None}
+    config = arguments.agent_config(args, flags)
     log.set_up()
-    return run(config)
+    return run(config, reload=lambda: arguments.agent_config(args, flags))

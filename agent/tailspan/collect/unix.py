@@ -19,7 +19,9 @@ def listen(path: Path, kind: socket.SocketKind, mode: int, group: str = "") -> s
     """
     listener = socket.socket(socket.AF_UNIX, kind)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        if not path.parent.is_dir():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.parent.chmod(0o755)  # anybody may enter: the socket has a mode of its own
         _remove_stale(path, kind)
         old_mask = os.umask(0o777 & ~mode)
         try:

@@ -43,23 +43,26 @@ class SegmentWriter:
     def __init__(
         self, directory: Path, *, host: str, max_segment_bytes: int, max_total_bytes: int, max_age_s: float
     ) -> None:
-        if not 0 < max_segment_bytes <= max_total_bytes:
-            raise UsageError(
-                f"a segment of {max_segment_bytes} bytes does not fit into {max_total_bytes} in total"
-            )
+        self.bound(max_segment_bytes, max_total_bytes, max_age_s)
         self.appended = 0  #: evidence
         self.dropped: Counter[str] = Counter()  #: evidence, by reason: an errno's name in lower case, or as above
         self.deleted_segments = 0
         self.deleted_bytes = 0
         self._directory = directory
         self._host = host
-        self._max_segment_bytes = max_segment_bytes
-        self._max_total_bytes = max_total_bytes
-        self._max_age_s = max_age_s
         self._fd = -1
         self._path = directory
         self._size = 0
         self._opened_mono_s = 0.0
+
+    def bound(self, max_segment_bytes: int, max_total_bytes: int, max_age_s: float) -> None:
+        """Keep so much from now on: what is there already goes with the next segment, or :meth:`expire`."""
+        if not 0 < max_segment_bytes <= max_total_bytes:
+            raise UsageError(
+                f"a segment of {max_segment_bytes} bytes does not fit into {max_total_bytes} in total"
+            )
+        self._max_segment_bytes, self._max_total_bytes = max_segment_bytes, max_total_bytes
+        self._max_age_s = max_age_s
 
     def append(self, evidence: Evidence, rows: Sequence[IndexRow]) -> bool:
         """Store one evidence; False, and a counted drop, where it cannot be."""
@@ -253,12 +256,12 @@ class SegmentReader:
 
 
 def write_evidence_file(path: Path, blocks: Iterable[Block], *, host: str) -> None:
-    """Write one file of the same format, for ``record``. Never overwrites.
+    """Write one file of the same format, for ``record``: others may not read it. Never overwrites.
 
     Raises :class:`CannotError` where the disk refuses, :class:`SegmentError` for evidence that is too large.
     """
     try:
-        with open(path, "xb") as file:
+        with open(path, "xb", opener=lambda name, flags: os.open(name, flags, 0o640)) as file:
             file.write(segment.encode_file_header(time.time_ns(), host))
             for evidence, rows in blocks:
                 file.write(segment.encode_block(evidence, rows))

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import signal
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
@@ -13,10 +14,12 @@ import numpy.typing as npt
 
 from tailspan import __version__
 from tailspan.attribute.causes import Cause
+from tailspan.attribute.health import HostHealth
 from tailspan.attribute.verdict import CulpritKind, Outcome
 from tailspan.export import semconv
 from tailspan.export.families import Histogram, LabelSets, Number, Numbers, Registry, Snapshot
 from tailspan.export.gpus import GpuSource
+from tailspan.export.health import HealthSource
 from tailspan.export.otlp.breaker import State
 from tailspan.export.otlp.outlet import REFUSED, REJECTED, OutletStats
 from tailspan.export.otlp.spool import SPOOL_FULL
@@ -42,6 +45,8 @@ ORDINARY = "ordinary"
 #: Reasons that begin at 0, so that rate() sees the first.
 _DROPS = (SPOOL_FULL, REFUSED, REJECTED)
 _REFUSALS = ("malformed", "oversized", "foreign_uid", "unknown_sender", "backlog")
+_RELOADS = ("applied", "failed")
+_REASONS = ("socket", "otlp", "pid", "unit", "cgroup", "container", "executable", "port", "peer")
 _BREAKS = ("no_parent", "no_root", "trace_changed", "late", "unended", "backwards", "bad_id")
 
 
@@ -102,13 +107,18 @@ class Metrics:
         self._n_turns = 0  # rows of them
         self._numbers: dict[str, Numbers] = {}
         self._histograms: dict[str, Histogram] = {}
+        self._health = HealthSource(self._overflow)
         for metric in semconv.METRICS:
-            if metric not in semconv.HOST_TCP and metric not in semconv.GPU_HOST:
+            if not any(metric in made for made in (semconv.HOST_TCP, semconv.GPU_HOST, semconv.HEALTH)):
                 self._make(metric)
         self.registry.add(self._host)
         self.registry.add(self._gpus)
+        self.registry.add(self._health)
         self._of(semconv.BUILD_INFO).set(__version__, to=1)
         self._histogram(semconv.VERDICT_LATENCY).begin()
+        for outcome in _RELOADS:
+            self._of(semconv.CONFIG_RELOADS).inc(outcome, by=0)
+        self._of(semconv.CONFIG_LAST_RELOAD).set(to=time.time())
 
     def request(
         self,
@@ -267,6 +277,27 @@ class Metrics:
     def gpus(self, host: GpuHost, now_mono_ns: int) -> None:
         """What NVML has said, and the time now."""
         self._gpus.take(host, now_mono_ns)
+
+    def health(self, health: HostHealth) -> None:
+        """What attribute.watch.Watch has found."""
+        self._health.take(health)
+
+    def reloaded(self, ok: bool) -> None:
+        """The configuration was read again, and applied; not ``ok``: what it says cannot be."""
+        self._of(semconv.CONFIG_RELOADS).inc(_RELOADS[not ok])
+        if ok:
+            self._of(semconv.CONFIG_LAST_RELOAD).set(to=time.time())
+
+    def tls(self, reloads: Mapping[str, int], expires_unix_s: float) -> None:
+        """``reloads`` by outcome: loaded, refused."""
+        for outcome in ("loaded", "refused"):
+            self._of(semconv.TLS_RELOADS).advance(outcome, total=reloads.get(outcome, 0))
+        self._of(semconv.TLS_EXPIRES).set(to=expires_unix_s)
+
+    def followed(self, processes: Mapping[str, int]) -> None:
+        """Processes that are followed now, by reason; one that has none reads 0."""
+        for reason in {*_REASONS, *processes}:
+            self._of(semconv.FOLLOWED_PROCESSES).set(reason, to=processes.get(reason, 0))
 
     def gpu_calls(self, rows: Table) -> None:
         """wire.events.GPU_CALL: CUDA calls of followed threads that have returned."""

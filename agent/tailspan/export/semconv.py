@@ -367,7 +367,7 @@ ATTRIBUTES: tuple[Attribute, ...] = (
 
 #: Labels whose values others choose: workers, and whoever runs on a CPU or GPU (``process``). Where a metric has
 #: its limit of combinations, they are the first to become :data:`OTHER`.
-OPEN_LABELS = frozenset({"name", "model", "version", "status", "process"})
+OPEN_LABELS = frozenset({"name", "model", "version", "status", "process", "service"})
 OTHER = "other"
 
 _own = partial(Metric, source="agent")
@@ -481,6 +481,65 @@ PROBE_ATTACHED = _own(
     "1 if the probe is attached; 0: what it shows is unknowable",
 )
 WINDOW_ROWS = _own("tailspan.window.rows", "updowncounter", "{row}", ("table",), "Rows held in the live window")
+WORKER_HEALTH_SCORE = _new(
+    "tailspan.worker.health.score",
+    "gauge",
+    "{point}",
+    ("service",),
+    "How well all processes of a service are together, 0 to 100; absent where nothing is known of them",
+    limit=32,
+)
+WORKER_HEALTH_STATE = _new(
+    "tailspan.worker.health.state",
+    "updowncounter",
+    "1",
+    ("service", "state"),
+    "1 for the state that this comes to: healthy, warning, critical; unknown where it has no score",
+    limit=32 * 4,
+)
+WORKER_HEALTH_PART = _new(
+    "tailspan.worker.health.part",
+    "gauge",
+    "1",
+    ("service", "part"),
+    "What the score is made of, 0 to 1: load, gpu_memory, latency; one that is not known is absent",
+    limit=32 * 3,
+)
+HOST_HEALTH_SCORE = _new(
+    "tailspan.host.health.score",
+    "gauge",
+    "{point}",
+    (),
+    "How well the host is for the workers on it, 0 to 100: never more than that of its worst worker",
+)
+HOST_HEALTH_STATE = _new(
+    "tailspan.host.health.state",
+    "updowncounter",
+    "1",
+    ("state",),
+    "1 for the state that this comes to: healthy, warning, critical; unknown where it has no score",
+)
+FOLLOWED_PROCESSES = _new(
+    "tailspan.followed_processes",
+    "updowncounter",
+    "{process}",
+    ("reason",),
+    "Processes followed now, by why: socket, otlp, pid, unit, cgroup, container, executable, port, peer",
+)
+CONFIG_RELOADS = _new(
+    "tailspan.config.reloads",
+    "counter",
+    "{reload}",
+    ("outcome",),
+    "Reloads of the configuration: applied; or failed, and the one before kept",
+)
+CONFIG_LAST_RELOAD = _new(
+    "tailspan.config.last_reload_timestamp",
+    "gauge",
+    "s",
+    (),
+    "When the configuration was last read with success, in Unix time",
+)
 BUILD_INFO = _own(
     "tailspan.build_info", "updowncounter", "1", ("version",), "Always 1; the label is the agent's version"
 )
@@ -568,7 +627,7 @@ OTLP_REFUSED = _otlp_in(
     "{message}",
     ("reason",),
     "OTLP messages of workers that the agent has refused, or could not join: malformed, oversized, foreign_uid, "
-    "unknown_sender, backlog, ...",
+    "unknown_sender, backlog, busy, tls, ...",
 )
 OTLP_BROKEN_SPANS = _otlp_in(
     "tailspan.otlp.broken_spans",
@@ -1116,12 +1175,33 @@ GPU_HOST: tuple[Metric, ...] = (
     *_NVML,
 )
 
+TLS_RELOADS = _new(
+    "tailspan.tls.reloads",
+    "counter",
+    "{reload}",
+    ("outcome",),
+    "Times that changed TLS files were loaded; or refused, and those from before kept",
+)
+TLS_EXPIRES = _new(
+    "tailspan.tls.certificate.expires_timestamp",
+    "gauge",
+    "s",
+    (),
+    "When the certificate of the listeners ends, in Unix time; absent without TLS",
+)
+#: What the source of attribute.health.HostHealth exposes.
+HEALTH: tuple[Metric, ...] = (
+    *(WORKER_HEALTH_SCORE, WORKER_HEALTH_STATE, WORKER_HEALTH_PART),
+    *(HOST_HEALTH_SCORE, HOST_HEALTH_STATE),
+)
+
 #: Topic -> its metrics; every metric is in one.
 TOPICS: dict[str, tuple[Metric, ...]] = {
     "Requests": (
         *(REQUEST_DURATION, REQUEST_TIME, SLOW_REQUESTS, LOST_TIME, VERDICT_LATENCY),
         *(FORGOTTEN_REQUESTS, REQUESTS_JOINED),
     ),
+    "Health": HEALTH,
     "Threads and CPUs": (THREAD_TIME, RUN_QUEUE_WAIT, TAKEN_TIME, INCIDENTS),
     "TCP of followed processes": (
         *(TCP_CONNECTIONS, TCP_MESSAGES, TCP_RETRANSMITS, TCP_RESETS, TCP_ZERO_WINDOWS, TCP_CONNECT_DURATION),
@@ -1139,6 +1219,7 @@ TOPICS: dict[str, tuple[Metric, ...]] = {
     "The agent": (
         *(BUILD_INFO, AGENT_CPU, AGENT_MEMORY, BPF_RUN_TIME, PROBE_ATTACHED, WINDOW_ROWS, RECORDS, LOST_RECORDS),
         *(DROPPED_MESSAGES, EXPORTED, EXPORT_DROPPED, LABEL_OVERFLOWS),
+        *(FOLLOWED_PROCESSES, CONFIG_RELOADS, CONFIG_LAST_RELOAD, TLS_RELOADS, TLS_EXPIRES),
     ),
 }
 METRICS: tuple[Metric, ...] = tuple(metric for metrics in TOPICS.values() for metric in metrics)

@@ -20,10 +20,10 @@ MIN_WAIT_NS = 1_000_000
 
 
 class Peers:
-    """Bounded: at most ``limit`` processes at a time."""
+    """Bounded: at most ``limit`` processes at a time; it may be changed."""
 
     def __init__(self, limit: int) -> None:
-        self._limit = limit
+        self.limit = limit
         self._own = os.getpid()
         self._known: set[int] = set()
         self.refused = 0  #: how often the limit has kept a process out
@@ -42,9 +42,9 @@ class Peers:
         wakers = cycles["waker_tgid"][noticeable & by_task & local]
         followed = set(np.unique(cycles["tgid"]).tolist())
         wanted = [tgid for tgid in np.unique(wakers).tolist() if tgid not in self._known | followed | {self._own}]
-        if len(self._known) + len(wanted) > self._limit:
+        if len(self._known) + len(wanted) > self.limit:
             self._known.intersection_update(live())
-        found = wanted[: max(0, self._limit - len(self._known))]
+        found = wanted[: max(0, self.limit - len(self._known))]
         self.refused += len(wanted) - len(found)
         self._known.update(found)
         return found

@@ -6,6 +6,7 @@ new row. So a reused tid needs no extra key in any record.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import numpy as np
@@ -70,6 +71,11 @@ class Threads:
         taken, found = int(states["taken_mono_ns"].min()), set(states["tid"].tolist())
         for tid in [t.tid for t in self._live.values() if t.tid not in found and t.followed_mono_ns < taken]:
             self._end(tid, taken, taken)
+
+    def end(self, tgids: Collection[int], at_mono_ns: int) -> None:
+        """These processes are not followed any more."""
+        for tid in [thread.tid for thread in self._live.values() if thread.tgid in tgids]:
+            self._end(tid, at_mono_ns, at_mono_ns)
 
     def apply(self, events: Table) -> None:
         """Take in births, execs and exits (THREAD_EVENT rows)."""

@@ -94,7 +94,7 @@ class Daemon:
     code: int = 0
     work: Callable[[Config], None] = field(default=lambda config: None)
 
-    def run(self, config: Config, seconds: float | None = None) -> int:
+    def run(self, config: Config, seconds: float | None = None, reload: Callable[[], Config] | None = None) -> int:
         self.config, self.seconds = config, seconds
         self.work(config)
         return self.code

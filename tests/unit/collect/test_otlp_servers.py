@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import http.client
 import json
@@ -17,15 +18,16 @@ from google.rpc.status_pb2 import Status
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tailspan.collect.otlp import http_server
+from tailspan.collect.otlp import http_server, intake
 from tailspan.collect.otlp.decode import MAX_BODY_BYTES
 from tailspan.collect.otlp.server import OtlpReceiver
-from tailspan.errors import CannotError
+from tailspan.errors import CannotError, MessageError
 from tailspan.timeline.inbox import Received
 from tailspan.wire.otlp import Signal
 from tailspan.wire.spans import Hello, Request
 from tests.conftest import eventually
 from tests.unit.collect.otlp_messages import as_json, attribute, logs, metrics, span, traces
+from tests.workloads import program
 
 PROTOBUF, JSON = "application/x-protobuf", "application/json"
 SERVICES = {
@@ -484,16 +486,79 @@ def test_senders_of_other_users_are_refused(
     assert receiver.refused == {"foreign_uid": 2}
     assert forwarded == []
 
-    allowed = open_receiver(allow_uids=(os.geteuid(),))
-    assert post(allowed, "/v1/traces", SOME.SerializeToString())[0] == 200
+    receiver.allow((os.geteuid(),))
+    assert post(receiver, "/v1/traces", SOME.SerializeToString())[0] == 200
 
 
-def test_what_is_not_read_in_time_is_forwarded_and_counted(receiver: OtlpReceiver, forwarded: Forwarded) -> None:
+def test_what_is_not_read_in_time_is_forwarded_and_counted(
+    receiver: OtlpReceiver, forwarded: Forwarded, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(intake, "MAX_QUEUED", 30_000)
+    monkeypatch.setattr(intake, "MAX_QUEUED_OF_ONE", 30_000)
     many = traces(*(span(number, 1, **RECENT) for number in range(2, 20_000)))
     for _ in range(2):
         assert post(receiver, "/v1/traces", many.SerializeToString())[0] == 200
     assert len(forwarded) == 2
     assert receiver.refused["backlog"] == 1
+
+
+def test_what_waits_of_one_process_leaves_room_for_others(
+    receiver: OtlpReceiver, forwarded: Forwarded, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(intake, "MAX_QUEUED_OF_ONE", 2000)
+    many = traces(*(span(number, 1, **RECENT) for number in range(2, 1500)))
+    other = traces(span(1, **RECENT), resource={"process.pid": os.getppid()})
+    for message in (many, many, other):
+        assert post(receiver, "/v1/traces", message.SerializeToString())[0] == 200
+
+    assert receiver.refused["backlog"] == 1
+    assert [one.tgid for one in receiver.read() if isinstance(one.message, Request)] == [os.getppid()]
+    assert post(receiver, "/v1/traces", many.SerializeToString())[0] == 200  # there is room again
+    assert receiver.refused["backlog"] == 1
+    assert len(forwarded) == 4
+
+
+POST = """
+import http.client
+connection = http.client.HTTPConnection("127.0.0.1", int(sys.argv[1]), timeout=20)
+connection.request("POST", "/v1/logs", b"", {"Content-Type": "application/x-protobuf"})
+print(connection.getresponse().status)
+"""
+
+
+def test_one_process_cannot_take_all_connections_or_turns(
+    receiver: OtlpReceiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(http_server, "WAIT_FOR_TURN_S", 0.1)
+    monkeypatch.setattr(http_server, "MAX_CONNECTIONS_OF_ONE", 12)
+    # GIVEN a process that begins as many messages as may be read at a time, and finishes none
+    head = b"POST /v1/logs HTTP/1.1\r\nContent-Type: application/x-protobuf\r\nContent-Length: 1000\r\n\r\n"
+    greedy = [socket.create_connection(("127.0.0.1", receiver.http_port), timeout=20) for _ in range(20)]
+    for connection in greedy:
+        with contextlib.suppress(OSError):  # of those beyond its share
+            connection.sendall(head)
+    beyond = 20 - http_server.MAX_CONNECTIONS_OF_ONE
+    waiting = http_server.MAX_CONNECTIONS_OF_ONE - http_server.MAX_MESSAGES_OF_ONE
+    expected = {"too_many_connections": beyond, "busy": waiting}
+    eventually(lambda: refused(receiver) == expected, "its share is used up")
+
+    # THEN another is served
+    with program(POST, receiver.http_port) as other:
+        other.go()
+        assert other.finish() == ["200"]
+    for connection in greedy:
+        connection.close()
+
+
+def test_turns_are_shared() -> None:
+    turns = intake.Turns(2, 1)
+    with turns.of(7, 0):
+        with pytest.raises(MessageError, match="busy"), turns.of(7, 0):
+            pytest.fail("it has one already")
+        with turns.of(8, 0), pytest.raises(MessageError, match="busy"), turns.of(9, 0.01):
+            pytest.fail("there are two")
+    with turns.of(7, 0):
+        pass
 
 
 def test_one_call_reads_a_part_of_what_waits(receiver: OtlpReceiver) -> None:

@@ -116,6 +116,7 @@ def test_rows_since_a_time_leave_out_blocks_that_ended_before(tmp_path: Path) ->
 def test_replay_goes_through_all_evidence_oldest_first_even_without_index_rows(tmp_path: Path) -> None:
     blocks = [(sample_evidence(strings=[*sample_evidence().strings, str(i)]), []) for i in range(3)]
     write_evidence_file(tmp_path / "capture", blocks, host="node-1")
+    assert (tmp_path / "capture").stat().st_mode & 0o777 == 0o640
 
     assert [evidence.strings[-1] for evidence in SegmentReader(tmp_path / "capture").evidence()] == ["0", "1", "2"]
 

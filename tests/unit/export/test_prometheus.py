@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import signal
+import time
 from collections import Counter
 from collections.abc import Callable
 
@@ -10,7 +11,9 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
 from tailspan import __version__
+from tailspan.attribute import health
 from tailspan.attribute.causes import N_CAUSES, Cause
+from tailspan.attribute.health import PARTS, Grade, HostHealth, Part, WorkerHealth
 from tailspan.attribute.verdict import CulpritKind, Outcome
 from tailspan.export import prometheus, semconv
 from tailspan.export.exposition import Exposition
@@ -98,6 +101,12 @@ def _slices(count: int, **columns: int) -> Table:
     return rows
 
 
+def _health(*services: str, score: float = 63.0) -> HostHealth:
+    parts = tuple(Part(name, 0.63, "as it is") for name in PARTS)
+    grade = Grade(health.State.WARNING, score, parts, "as it is")
+    return HostHealth(grade, tuple(WorkerHealth(service, grade, {8100: grade}) for service in services))
+
+
 def _fill(metrics: Metrics) -> None:
     """Every metric gets a sample."""
     metrics.request("infer", "resnet50", "3", "ok", 0.4123, TRACE_ID, SPAN_ID, Outcome.NAMED, Cause.RUN_QUEUE)
@@ -124,6 +133,10 @@ def _fill(metrics: Metrics) -> None:
     metrics.exporter("otlp", 5, {"queue_full": 2})
     metrics.agent(1.5, 60 << 20)
     metrics.bpf_run_time([("on_sched_switch", 0.25)])
+    metrics.health(_health("web"))
+    metrics.followed({"socket": 2, "peer": 3})
+    metrics.reloaded(ok=True)
+    metrics.tls({"loaded": 1}, 1.8e9)
     for number in range(prometheus.MAX_ROUTES + 1):
         metrics.request(f"route{number}", "", "", "ok", 0.001)
 
@@ -268,6 +281,7 @@ def _crowd(metrics: Metrics) -> None:
     metrics.connections(np.concatenate([_connections(1, flags=SocketFlags.ACCEPTED), _connections(1)]))
     metrics.outlets(dict.fromkeys(Signal, OUTLET))
     _fill(metrics)
+    metrics.health(_health(*(f"service{number:03}" for number in range(101))))
     for kind in GpuCallKind:
         metrics.gpu_calls(_gpu_calls(kind, 1, MS))
 
@@ -581,3 +595,63 @@ def test_turns_are_added_up_at_the_latest_when_they_are_many(metrics: Metrics) -
     assert _value(metrics, "tailspan_thread_time_seconds_total", state="on_cpu") is None
     metrics.turns(turns, no_slices, add_up=False)
     assert _value(metrics, "tailspan_thread_time_seconds_total", state="on_cpu") == pytest.approx(16.384)
+
+
+def test_health_of_a_service_is_its_score_its_state_and_its_parts(metrics: Metrics) -> None:
+    assert _value(metrics, "tailspan_host_health_score") is None
+    metrics.health(_health("web"))
+
+    assert _value(metrics, "tailspan_worker_health_score", service="web") == 63.0
+    assert _value(metrics, "tailspan_worker_health_part_ratio", service="web", part="latency") == 0.63
+    states = {
+        each: _value(metrics, "tailspan_worker_health_state", service="web", state=each) for each in health.State
+    }
+    assert states == {each: float(each is health.State.WARNING) for each in health.State}
+    assert _value(metrics, "tailspan_host_health_score") == 63.0
+    assert _value(metrics, "tailspan_host_health_state", state="warning") == 1
+    # AND a service that is gone has no series
+    metrics.health(_health("chat"))
+    assert _value(metrics, "tailspan_worker_health_score", service="web") is None
+    assert _value(metrics, "tailspan_worker_health_score", service="chat") == 63.0
+
+
+def test_a_score_that_is_not_known_is_absent_and_its_state_unknown(metrics: Metrics) -> None:
+    metrics.health(HostHealth(Grade(), (WorkerHealth("web", Grade()),)))
+    assert _value(metrics, "tailspan_worker_health_score", service="web") is None
+    assert _value(metrics, "tailspan_host_health_score") is None
+    assert _value(metrics, "tailspan_worker_health_state", service="web", state="unknown") == 1
+    assert _value(metrics, "tailspan_host_health_state", state="unknown") == 1
+
+
+def test_services_beyond_the_limit_have_the_score_of_the_worst_of_them(metrics: Metrics) -> None:
+    limit = semconv.WORKER_HEALTH_SCORE.limit
+    names = [f"service{number:03}" for number in range(limit)]
+    first, ill, unknown = _health(*names), _health("zz", score=7.0), WorkerHealth("zzz", Grade())
+    metrics.health(HostHealth(first.host, (*first.workers, *_health("z").workers, *ill.workers, unknown)))
+
+    score = "tailspan_worker_health_score"
+    assert _value(metrics, score, service=names[-1]) == 63.0
+    assert _value(metrics, score, service="zz") is None
+    assert _value(metrics, score, service="other") == 7.0
+    assert _value(metrics, "tailspan_label_overflows_total", metric=score) == 1
+
+
+def test_reloads_are_counted_from_0_and_the_time_of_the_last_good_one_is_kept(metrics: Metrics) -> None:
+    reloads, at = "tailspan_config_reloads_total", "tailspan_config_last_reload_timestamp_seconds"
+    assert _value(metrics, reloads, outcome="applied") == _value(metrics, reloads, outcome="failed") == 0
+    started = _value(metrics, at)
+    assert started is not None
+    assert time.time() - 60 < started <= time.time()
+
+    metrics.reloaded(ok=False)
+    assert (_value(metrics, reloads, outcome="failed"), _value(metrics, at)) == (1, started)
+    metrics.reloaded(ok=True)
+    assert _value(metrics, reloads, outcome="applied") == 1
+    assert (_value(metrics, at) or 0) > started
+
+
+def test_a_reason_to_follow_that_holds_for_none_reads_0(metrics: Metrics) -> None:
+    metrics.followed({"unit": 23})
+    metrics.followed({"socket": 2})
+    assert _value(metrics, "tailspan_followed_processes", reason="socket") == 2
+    assert _value(metrics, "tailspan_followed_processes", reason="unit") == 0

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import gzip
+import json
 import socket
 import threading
 import time
@@ -9,23 +10,40 @@ from http.client import HTTPConnection
 
 import pytest
 
+from tailspan.attribute.health import LOAD, Grade, HostHealth, Part, State, WorkerHealth
 from tailspan.errors import CannotError
 from tailspan.export import scrape
 from tailspan.export.exposition import OPENMETRICS, TEXT
 from tailspan.export.prometheus import Metrics
+from tailspan.export.pulse import STUCK_S, TURNS, Pulse
 from tailspan.export.scrape import MetricsServer
 
+WELL = Grade(State.HEALTHY, 93.5, (Part(LOAD, 0.935, "its threads waited for 3% of the time"),), "its threads")
+ILL = Grade(State.CRITICAL, 12.0, (Part(LOAD, 0.12, "they waited for 44%"),), "they waited for 44%")
+#: Two services, of which one is ill, and so its host.
+REPORT = HostHealth(
+    ILL, (WorkerHealth("eu/chat bot", ILL, {8200: ILL, 8201: WELL}), WorkerHealth("web", WELL, {8100: WELL}))
+)
+
 
 @pytest.fixture
-def problems() -> list[str]:
-    return [""]
+def clock() -> list[float]:
+    return [1000.0]
 
 
 @pytest.fixture
-def server(problems: list[str]) -> Iterator[MetricsServer]:
+def pulse(clock: list[float]) -> Pulse:
+    """Of a loop that has come round."""
+    beating = Pulse(lambda: clock[0])
+    beating.turn(REPORT, {}, "")
+    return beating
+
+
+@pytest.fixture
+def server(pulse: Pulse) -> Iterator[MetricsServer]:
     metrics = Metrics()
     metrics.request("infer", "m", "1", "ok", 0.4, "ab" * 16)
-    running = MetricsServer(metrics.registry, port=0, problem=lambda: problems[0])
+    running = MetricsServer(metrics.registry, port=0, pulse=pulse)
     yield running
     running.close()
 
@@ -109,10 +127,89 @@ def test_scrapes_at_the_same_time_all_get_the_whole_text(server: MetricsServer) 
     assert bodies == [_get(server, "/metrics")[2]] * 7
 
 
-def test_healthz_says_what_is_wrong(server: MetricsServer, problems: list[str]) -> None:
+def test_healthz_says_whether_the_loop_turns(server: MetricsServer, clock: list[float]) -> None:
     assert _get(server, "/healthz")[::2] == (200, "ok\n")
-    problems[0] = "no ring was drained for 12 s"
-    assert _get(server, "/healthz")[::2] == (503, "no ring was drained for 12 s\n")
+    clock[0] += STUCK_S + 13
+    assert _get(server, "/healthz")[::2] == (503, "the agent is stuck for 23 s\n")
+    assert _get(server, "/readyz")[::2] == (503, "the agent is stuck for 23 s\n")
+
+
+def test_readyz_says_why_it_is_not_ready(server: MetricsServer, pulse: Pulse) -> None:
+    assert _get(server, "/readyz")[::2] == (200, "ok\n")
+    pulse.turn(REPORT, {"enospc": 1}, "")
+    assert _get(server, "/readyz")[::2] == (503, "evidence cannot be stored: enospc\n")
+    assert _get(server, "/healthz")[0] == 200
+
+
+def test_a_server_without_a_loop_is_starting() -> None:
+    running = MetricsServer(Metrics().registry, port=0)
+    try:
+        assert _get(running, "/readyz")[::2] == (503, "starting\n")
+        assert json.loads(_get(running, "/health")[2])["host"]["state"] == "unknown"
+    finally:
+        running.close()
+
+
+def test_health_is_all_that_is_known(server: MetricsServer) -> None:
+    status, content_type, body = _get(server, "/health")
+    assert (status, content_type) == (503, "application/json")
+    report = json.loads(body)
+    assert report["host"] == {
+        "state": "critical",
+        "score": 12.0,
+        "why": "they waited for 44%",
+        "parts": {"load": {"value": 0.12, "reason": "they waited for 44%"}},
+    }
+    assert [(each["service"], each["state"]) for each in report["workers"]] == [
+        ("eu/chat bot", "critical"),
+        ("web", "healthy"),
+    ]
+    assert [each["pid"] for each in report["workers"][0]["processes"]] == [8200, 8201]
+
+
+@pytest.mark.parametrize(
+    ("path", "status", "state"),
+    [
+        ("/health/web", 200, "healthy"),
+        ("/health/web?from=haproxy", 200, "healthy"),
+        ("/health/eu/chat%20bot", 503, "critical"),
+        ("/health/8201", 200, "healthy"),
+        ("/health/8200", 503, "critical"),
+    ],
+)
+def test_a_worker_is_asked_for_by_its_service_or_pid(
+    server: MetricsServer, path: str, status: int, state: str
+) -> None:
+    found, _, body = _get(server, path)
+    assert (found, json.loads(body)["state"]) == (status, state)
+
+
+@pytest.mark.parametrize("path", ["/health/mail", "/health/", "/health/9", "/health/%ff", "/health/web/"])
+def test_an_unknown_worker_is_404_once_it_would_have_been_heard_of(
+    server: MetricsServer, pulse: Pulse, path: str
+) -> None:
+    # GIVEN an agent that has just started: that a worker is not among those it knows says nothing
+    status, _, body = _get(server, path)
+    assert (status, json.loads(body)["state"], json.loads(body)["why"]) == (200, "unknown", "not heard of yet")
+    for _ in range(TURNS):
+        pulse.turn(REPORT, {}, "")
+    assert _get(server, path)[0] == 404
+
+
+def test_a_stuck_agent_takes_no_worker_out_of_service(server: MetricsServer, clock: list[float]) -> None:
+    clock[0] += STUCK_S + 1
+    for path in ("/health", "/health/eu/chat%20bot", "/health/mail"):
+        status, _, body = _get(server, path)
+        assert status == 200
+        assert "unknown" in body
+        assert "stuck" in body
+
+
+@pytest.mark.parametrize("path", ["/metrics", "/healthz", "/readyz", "/health", "/health/web", "/nothing"])
+def test_head_is_get_without_the_body(server: MetricsServer, path: str) -> None:
+    status, content_type, body = _get(server, path, "HEAD")
+    assert body == ""
+    assert (status, content_type) == _get(server, path)[:2]
 
 
 @pytest.mark.parametrize("path", ["/", "/metrics/", "/metricsx", "/../etc/passwd", "http://127.0.0.1/debug"])

@@ -5,7 +5,6 @@ Attached it makes every system call of the host dearer, so it is detached as soo
 
 from __future__ import annotations
 
-import math
 import time
 from collections import deque
 from collections.abc import Callable
@@ -29,13 +28,17 @@ class SyscallTracing:
         self._source = source
         self._mode = mode
         self._seconds = seconds
-        self._until = math.inf if mode == "on" else 0.0
+        self._until = 0.0
         self._records: deque[tuple[int, int, int, int, int]] = deque(maxlen=MAX_RECORDS)
         self.poll()
 
     @property
     def attached(self) -> bool:
         return self._source.status["syscalls"].attached
+
+    def change(self, mode: str, seconds: float) -> None:
+        """As the constructor, from now on; what is being traced for a time is traced to its end."""
+        self._mode, self._seconds = mode, seconds
 
     def keep(self, records: Table) -> None:
         """Remember calls above the floor (SYSCALL_RECORD rows); of many, the last."""
@@ -49,7 +52,7 @@ class SyscallTracing:
 
     def poll(self) -> None:
         """Attach or detach as the time says."""
-        wanted = time.monotonic() < self._until
+        wanted = self._mode == "on" or time.monotonic() < self._until
         if wanted and not self.attached:
             self._source.attach("syscalls")
         elif not wanted and self.attached:

@@ -52,6 +52,10 @@ class GpuSampler:
         self._thread = threading.Thread(target=self._run, name="nvml", daemon=True)
         self._thread.start()
 
+    def pace(self, sample_ms: int, budget: float) -> None:
+        """As the constructor; from the next look on."""
+        self._every_s, self._budget = sample_ms / 1000, budget
+
     def take(self) -> Taken:
         """All since the last take."""
         return self._outbox.take()

@@ -11,9 +11,10 @@ import grpc
 
 from tailspan.collect.otlp.address import cannot, resolve
 from tailspan.collect.otlp.decode import MAX_BODY_BYTES
-from tailspan.collect.otlp.intake import Intake
+from tailspan.collect.otlp.intake import Intake, Turns
 from tailspan.collect.otlp.senders import Peer
 from tailspan.errors import MessageError
+from tailspan.tls import HANDSHAKE_S, ServerTls, of_listener
 from tailspan.wire.otlp import Signal
 
 _SERVICES = {
@@ -25,8 +26,11 @@ _CODES = {
     "oversized": grpc.StatusCode.RESOURCE_EXHAUSTED,
     "too_many_parts": grpc.StatusCode.RESOURCE_EXHAUSTED,
     "foreign_uid": grpc.StatusCode.PERMISSION_DENIED,
+    "busy": grpc.StatusCode.UNAVAILABLE,
 }
 _THREADS = 4
+#: Of one sender at a time, whose SDK has a connection for each signal; the other threads are for others.
+_THREADS_OF_ONE = 3
 #: Calls in progress or waiting for a thread, one message each; more are told that resources are exhausted.
 _MAX_CALLS = 64
 _MAX_CONNECTIONS = 256
@@ -42,17 +46,25 @@ _OPTIONS = (
 class GrpcServer:
     """Serves until :meth:`close`. Raises :class:`CannotError` where the address cannot be bound."""
 
-    def __init__(self, address: str, intake: Intake) -> None:
+    def __init__(self, address: str, intake: Intake, tls: ServerTls | None = None) -> None:
+        """``tls`` is for an address beyond loopback; on loopback it is not used."""
         self._intake = intake
+        self._turns = Turns(_THREADS, _THREADS_OF_ONE)
         family, bound = resolve(address)
         _try(address, family, bound)
         host = f"[{bound[0]}]" if family == socket.AF_INET6 else bound[0]
+        options = (*_OPTIONS, ("grpc.server_handshake_timeout_ms", int(HANDSHAKE_S * 1000)))
         self._server = grpc.server(
-            ThreadPoolExecutor(_THREADS, "tailspan-otlp"), options=_OPTIONS, maximum_concurrent_rpcs=_MAX_CALLS
+            ThreadPoolExecutor(_THREADS, "tailspan-otlp"), options=options, maximum_concurrent_rpcs=_MAX_CALLS
         )
         self._server.add_generic_rpc_handlers([self._handler(name, signal) for name, signal in _SERVICES.items()])
+        tls = of_listener(tls, "otlp.grpc", bound[0])
         try:
-            self.port = int(self._server.add_insecure_port(f"{host}:{bound[1]}"))
+            self.port = int(
+                self._server.add_secure_port(f"{host}:{bound[1]}", _credentials(tls))
+                if tls
+                else self._server.add_insecure_port(f"{host}:{bound[1]}")
+            )
         except RuntimeError as error:
             raise cannot(address, str(error)) from None
         self._server.start()
@@ -68,7 +80,9 @@ class GrpcServer:
     def _export(self, signal: Signal) -> Callable[[bytes, grpc.ServicerContext], bytes]:
         def export(body: bytes, context: grpc.ServicerContext) -> bytes:
             try:
-                self._intake.take(signal, body, False, self._peer(context.peer()))
+                peer = self._peer(context.peer())
+                with self._turns.of(self._intake.sender(peer), wait_s=0):
+                    self._intake.take(signal, body, False, peer)
             except MessageError as error:
                 self._intake.count(error.reason)
                 context.set_code(_CODES.get(error.reason, grpc.StatusCode.INVALID_ARGUMENT))
@@ -87,6 +101,17 @@ class GrpcServer:
             return Peer.of(host.strip("[]"), int(port), self.port)
         except ValueError:
             return None
+
+
+def _credentials(tls: ServerTls) -> grpc.ServerCredentials:
+    """Asked for at every handshake, which may be a new certificate's first."""
+
+    def current() -> grpc.ServerCertificateConfiguration:
+        loaded = tls.current()
+        pair = (loaded.key, loaded.certificate)
+        return grpc.ssl_server_certificate_configuration([pair], loaded.client_ca or None)
+
+    return grpc.dynamic_ssl_server_credentials(current(), current, bool(tls.current().client_ca))
 
 
 def _try(address: str, family: socket.AddressFamily, bound: tuple[str, int]) -> None:

@@ -9,8 +9,7 @@ import socket
 import socketserver
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler
 from typing import TYPE_CHECKING, Any, cast
@@ -20,9 +19,10 @@ from google.rpc.status_pb2 import Status
 
 from tailspan.collect.otlp.address import cannot, resolve
 from tailspan.collect.otlp.http_body import read_body
-from tailspan.collect.otlp.intake import Intake
+from tailspan.collect.otlp.intake import Intake, Sender, Turns
 from tailspan.collect.otlp.senders import Peer
 from tailspan.errors import MessageError
+from tailspan.tls import ServerTls, of_listener, shake_hands
 from tailspan.wire.otlp import Signal
 
 if TYPE_CHECKING:
@@ -32,8 +32,12 @@ log = logging.getLogger(__name__)
 
 #: Connections at a time, a thread each; more are closed at once.
 MAX_CONNECTIONS = 128
+#: Of them, of one sender.
+MAX_CONNECTIONS_OF_ONE = 32
 #: Messages that are read or decoded at a time; another waits so long, and is then told to come again.
 MAX_MESSAGES = 8
+#: Of them, of one sender.
+MAX_MESSAGES_OF_ONE = 4
 WAIT_FOR_TURN_S = 5.0
 #: A connection that says nothing for so long is closed.
 IDLE_S = 120.0
@@ -63,10 +67,11 @@ _ANSWERS: dict[str, tuple[HTTPStatus, int]] = {  # reason -> (status, google.rpc
 class HttpServer:
     """Serves until :meth:`close`. Raises :class:`CannotError` where the address cannot be bound."""
 
-    def __init__(self, address: str, intake: Intake) -> None:
+    def __init__(self, address: str, intake: Intake, tls: ServerTls | None = None) -> None:
+        """``tls`` is for an address beyond loopback; on loopback it is not used."""
         family, bound = resolve(address)
         try:
-            self._server = _Server(family, bound, intake)
+            self._server = _Server(family, bound, intake, of_listener(tls, "otlp.http", bound[0]))
         except OSError as error:
             raise cannot(address, error.strerror or str(error)) from None
         self.port = int(self._server.server_address[1])
@@ -87,13 +92,21 @@ class _Server(socketserver.ThreadingTCPServer):
     allow_reuse_address = True
     request_queue_size = 128
 
-    def __init__(self, family: socket.AddressFamily, bound: tuple[str, int], intake: Intake) -> None:
+    def __init__(
+        self, family: socket.AddressFamily, bound: tuple[str, int], intake: Intake, tls: ServerTls | None
+    ) -> None:
         self.address_family = family
         self.intake = intake
-        self.turns = threading.BoundedSemaphore(MAX_MESSAGES)
+        self._tls = tls
+        self.turns = Turns(MAX_MESSAGES, MAX_MESSAGES_OF_ONE)
         self._lock = threading.Lock()
         self._connections: set[socket.socket] = set()
+        self.senders: dict[socket.socket, Sender] = {}  # whose connections they are
         super().__init__(bound, _Handler)
+
+    def get_request(self) -> tuple[socket.socket, Any]:
+        connection, address = super().get_request()
+        return self._tls.wrap(connection) if self._tls else connection, address
 
     def process_request(self, request: Any, client_address: Any) -> None:
         with self._lock:
@@ -115,9 +128,28 @@ class _Server(socketserver.ThreadingTCPServer):
         finally:
             self._forget(request)
 
+    def finish_request(self, request: Any, client_address: Any) -> None:
+        try:
+            shake_hands(request)
+        except OSError as error:
+            self.intake.count("tls")
+            log.debug("OTLP client %s: %s", client_address, error)
+            return
+        address, port, *_ = client_address
+        sender = self.intake.sender(Peer.of(address, port, self.server_address[1]))
+        with self._lock:
+            full = list(self.senders.values()).count(sender) >= MAX_CONNECTIONS_OF_ONE
+            if not full:
+                self.senders[request] = sender
+        if full:
+            self.intake.count("too_many_connections")
+        else:
+            super().finish_request(request, client_address)
+
     def _forget(self, connection: socket.socket) -> None:
         with self._lock:
             self._connections.discard(connection)
+            self.senders.pop(connection, None)
 
     def cut_off(self) -> None:
         with self._lock:
@@ -184,7 +216,8 @@ class _Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         try:
             signal, is_json = self._signal(), self._is_json()
-            with self._turn():
+            server = cast(_Server, self.server)
+            with server.turns.of(server.senders[self.request], WAIT_FOR_TURN_S):
                 body = read_body(self.rfile, self.headers)
                 self._intake.take(signal, body, is_json, self._peer)
         except MessageError as error:
@@ -229,16 +262,6 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _content_type(self) -> str:
         return str(self.headers.get("Content-Type", "")).partition(";")[0].strip().lower()
-
-    @contextmanager
-    def _turn(self) -> Iterator[None]:
-        turns = cast(_Server, self.server).turns
-        if not turns.acquire(timeout=WAIT_FOR_TURN_S):
-            raise MessageError("busy", f"{MAX_MESSAGES} messages are being read")
-        try:
-            yield
-        finally:
-            turns.release()
 
     def _refuse(self, reason: str, text: str) -> None:
         self._intake.count(reason)

@@ -7,8 +7,9 @@ import threading
 import time
 import traceback
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
@@ -27,8 +28,42 @@ Forward = Callable[[Signal, bytes, int, bool], None]
 
 #: Spans and resources that wait for the daemon's thread, which takes some of them about 60 times a second.
 MAX_QUEUED = 32_768
+#: Of those, from one process: the rest is for others.
+MAX_QUEUED_OF_ONE = MAX_QUEUED // 2
 #: What it takes at a time, about 20 ms of it; the spans of a resource are not parted.
 MAX_DRAINED = 2048
+
+
+#: A process of this host, or the address of another one.
+Sender = int | bytes
+
+
+class Turns:
+    """Messages that are worked on at a time, in all and of one sender; for any thread."""
+
+    def __init__(self, most: int, most_of_one: int) -> None:
+        self._most, self._most_of_one = most, most_of_one
+        self._changed = threading.Condition()
+        self._taken: Counter[Sender] = Counter()
+
+    @contextmanager
+    def of(self, sender: Sender, wait_s: float) -> Iterator[None]:
+        """Raises :class:`MessageError` with reason ``busy`` where none is free within that time."""
+        with self._changed:
+            if not self._changed.wait_for(lambda: self._has_one(sender), wait_s):
+                raise MessageError(
+                    "busy", f"{self._taken.total()} messages are being read, {self._taken[sender]} yours"
+                )
+            self._taken[sender] += 1
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._taken -= Counter([sender])
+                self._changed.notify_all()
+
+    def _has_one(self, sender: Sender) -> bool:
+        return self._taken.total() < self._most and self._taken[sender] < self._most_of_one
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +93,7 @@ class Intake:
         self._decoder = ThreadPoolExecutor(1, "tailspan-otlp-decode")
         self._queue: deque[Told] = deque()
         self._queued = 0
+        self._queued_of: Counter[int] = Counter()  # by process
         self._refused: Counter[str] = Counter()
         self._received: Counter[Signal] = Counter()
 
@@ -71,6 +107,15 @@ class Intake:
         with self._lock:
             return self._received.copy()
 
+    def allow(self, uids: tuple[int, ...]) -> None:
+        """Whose messages are taken from now on; all, where it is empty."""
+        self._allow_uids = uids
+
+    def sender(self, peer: Peer | None) -> Sender:
+        """Who shares in what there is for one: the process, or another host."""
+        holders = self.senders.holders(peer) if peer else ()
+        return holders[0].tgid if holders else peer.address if peer else b""
+
     def count(self, reason: str) -> None:
         with self._lock:
             self._refused[reason] += 1
@@ -79,19 +124,23 @@ class Intake:
         """One message, decompressed. Raises :class:`MessageError` where it is refused; the caller counts it."""
         came = time.monotonic_ns()
         holders = self.senders.holders(peer) if peer else ()
-        if self._allow_uids and not (holders and holders[0].uid in self._allow_uids):
+        allowed = self._allow_uids
+        if allowed and not (holders and holders[0].uid in allowed):
             who = f"user {holders[0].uid}" if holders else "a sender that is no process of this host"
+            self._say_foreign(holders)
             raise MessageError("foreign_uid", f"worker.allow_uids does not have {who}")
         items, told = self._decoder.submit(self._read, signal, body, is_json, holders, came).result()
         self._forward(signal, body, items, is_json)
         with self._lock:
             self._received[signal] += items
             for one in told:
-                if self._queued + one.weight > MAX_QUEUED:
+                of_one = self._queued_of[one.tgid] + one.weight
+                if self._queued + one.weight > MAX_QUEUED or of_one > MAX_QUEUED_OF_ONE:
                     self._refused["backlog"] += 1
                 else:
                     self._queue.append(one)
                     self._queued += one.weight
+                    self._queued_of[one.tgid] = of_one
 
     def failed(self) -> None:
         """In an except clause: an error that is ours."""
@@ -104,13 +153,25 @@ class Intake:
         with self._lock:
             left = self._queued - MAX_DRAINED
             while self._queue and self._queued > left:
-                told.append(self._queue.popleft())
-                self._queued -= told[-1].weight
+                one = self._queue.popleft()
+                told.append(one)
+                self._queued -= one.weight
+                self._queued_of[one.tgid] -= one.weight
+                if not self._queued_of[one.tgid]:
+                    del self._queued_of[one.tgid]
         return told
 
     def close(self) -> None:
         """When nobody sends any more."""
         self._decoder.shutdown()
+
+    def _say_foreign(self, holders: tuple[Process, ...]) -> None:
+        who = (
+            f"pid {holders[0].tgid} of user {holders[0].uid}"
+            if holders
+            else "a sender that is no process of this host"
+        )
+        log.once_per(60, "otlp foreign_uid", logger, "refused %s: worker.allow_uids does not have it", who)
 
     def _read(
         self, signal: Signal, body: bytes, is_json: bool, holders: tuple[Process, ...], came: int

@@ -10,6 +10,7 @@ from tailspan.collect.otlp.intake import Forward, Intake, Told
 from tailspan.collect.otlp.senders import Kernel, Senders
 from tailspan.collect.otlp.spans import SERVICE_NAME, SERVICE_VERSION, Resource
 from tailspan.timeline.inbox import Received
+from tailspan.tls import ServerTls
 from tailspan.wire.otlp import Signal
 from tailspan.wire.spans import Hello
 
@@ -23,6 +24,7 @@ class OtlpReceiver:
 
     ``forward`` is called on the servers' threads with every message that is accepted, and must neither block nor
     raise. Where ``allow_uids`` is not empty, senders of other users, and those that nobody knows, are refused.
+    ``tls`` is for addresses beyond loopback.
     """
 
     def __init__(
@@ -32,6 +34,7 @@ class OtlpReceiver:
         forward: Forward,
         kernel: Kernel | None = None,
         allow_uids: tuple[int, ...] = (),
+        tls: ServerTls | None = None,
     ) -> None:
         self._intake = Intake(forward, Senders(kernel), allow_uids)
         self._assembler = Assembler()
@@ -44,12 +47,12 @@ class OtlpReceiver:
             if http:
                 from tailspan.collect.otlp.http_server import HttpServer
 
-                self._http = HttpServer(http, self._intake)
+                self._http = HttpServer(http, self._intake, tls)
                 self.http_port = self._http.port
             if grpc:
                 from tailspan.collect.otlp.grpc_server import GrpcServer
 
-                self._grpc = GrpcServer(grpc, self._intake)
+                self._grpc = GrpcServer(grpc, self._intake, tls)
                 self.grpc_port = self._grpc.port
         except BaseException:
             self.close()
@@ -69,6 +72,10 @@ class OtlpReceiver:
     def broken(self) -> Counter[str]:
         """Spans whose trace does not fit together, by reason."""
         return self._assembler.broken
+
+    def allow(self, uids: tuple[int, ...]) -> None:
+        """Whose messages are taken from now on; all, where it is empty."""
+        self._intake.allow(uids)
 
     def read(self) -> list[Received]:
         """What the senders told since the last call: requests, and a hello where a sender's resource is news."""
