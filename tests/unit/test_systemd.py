@@ -1,4 +1,4 @@
-"""The unit is valid, sandboxed, and agrees with the configuration's defaults and its own README."""
+"""The units are valid, sandboxed, and agree with the configuration's defaults and their own README."""
 
 import re
 import shutil
@@ -13,6 +13,7 @@ from tailspan.errors import UsageError
 
 FOLDER = Path(__file__).parents[2] / "systemd"
 UNIT = FOLDER / "tailspan.service"
+SOCKET = FOLDER / "tailspan.socket"
 README = (FOLDER / "README.md").read_text()
 
 needs_systemd = pytest.mark.skipif(
@@ -20,24 +21,41 @@ needs_systemd = pytest.mark.skipif(
 )
 
 
-def settings(name: str) -> list[str]:
+def settings(name: str, unit: Path = UNIT) -> list[str]:
     """Every value of a setting, in order."""
-    return re.findall(rf"^{name}=(.*)$", UNIT.read_text(), re.M)
+    return re.findall(rf"^{name}=(.*)$", unit.read_text(), re.M)
 
 
-def setting(name: str) -> str:
-    (value,) = settings(name)
+def setting(name: str, unit: Path = UNIT) -> str:
+    (value,) = settings(name, unit)
     return value
 
 
-def test_it_runs_a_command_that_exists() -> None:
-    binary, *arguments = setting("ExecStart").split()
-    assert Path(binary).name == "tailspan"
-    build().parse_args(arguments)
+def test_it_runs_commands_that_exist() -> None:
+    commands = [setting("ExecStart"), *settings("ExecReload")]
+    for command in commands:
+        binary, *arguments = command.split()
+        if binary == "kill":
+            assert arguments == ["-HUP", "$MAINPID"]
+        else:
+            assert binary == "tailspan"
+            build().parse_args(arguments)
+    assert len(commands) == 3
 
 
-def test_it_tells_systemd_when_it_is_ready() -> None:
+def test_it_tells_systemd_when_it_is_ready_and_that_it_lives() -> None:
     assert setting("Type") == "notify"
+    # Its loop turns in milliseconds, and a sign of life comes every third of this.
+    assert int(setting("WatchdogSec").removesuffix("s")) * 1000 > 100 * Config().agent.judge_ms
+
+
+def test_the_socket_is_the_one_that_the_configuration_names() -> None:
+    default = Config().worker
+    assert setting("ListenSequentialPacket", SOCKET) == default.socket
+    assert setting("SocketMode", SOCKET) == default.mode
+    assert int(setting("Backlog", SOCKET)) == default.max_connections
+    assert setting("SocketGroup", SOCKET) == setting("Group")
+    assert setting("Requires") == SOCKET.name == setting("Also")
 
 
 def test_a_wrong_configuration_is_not_retried() -> None:
@@ -57,6 +75,19 @@ def test_capabilities_are_the_documented_ones() -> None:
 def test_its_user_is_the_one_that_sysusers_makes() -> None:
     made = re.findall(r"^u (\S+)", (FOLDER / "tailspan.sysusers").read_text(), re.M)
     assert made == [setting("User")] == [setting("Group")]
+
+
+def test_the_folder_of_the_sockets_is_there_before_them_with_the_services_owner() -> None:
+    (line,) = re.findall("^d .*$", (FOLDER / "tailspan.tmpfiles").read_text(), re.M)
+    mode = setting("RuntimeDirectoryMode")
+    assert line == f"d /run/{setting('RuntimeDirectory')} {mode} {setting('User')} {setting('Group')} -"
+    assert setting("DirectoryMode", SOCKET) == mode
+
+
+def test_every_file_is_in_the_table_of_the_readme() -> None:
+    named = re.findall(r"^\| `(\S+)` \|", README.partition("## Install")[0], re.M)
+    assert sorted(named) == sorted(path.name for path in FOLDER.iterdir() if path.suffix != ".md")
+    assert all(f"systemd/{name} " in README for name in named)
 
 
 def test_folders_are_where_the_configuration_looks() -> None:
@@ -79,12 +110,14 @@ def test_metrics_on_loopback_pass_the_firewall() -> None:
 
 
 @needs_systemd
-def test_systemd_accepts_the_unit(tmp_path: Path) -> None:
-    # GIVEN the unit with a program that is here: a missing one is a complaint too
-    copy = tmp_path / UNIT.name
-    copy.write_text(re.sub(r"^ExecStart=\S+", "ExecStart=/bin/true", UNIT.read_text(), flags=re.M))
+def test_systemd_accepts_the_units(tmp_path: Path) -> None:
+    # GIVEN the service with a program that is here: a missing one is a complaint too
+    service, listener = tmp_path / UNIT.name, tmp_path / SOCKET.name
+    service.write_text(re.sub(r"^(ExecStart|ExecReload)=tailspan", r"\1=/bin/true", UNIT.read_text(), flags=re.M))
+    listener.write_text(SOCKET.read_text())
 
-    done = subprocess.run(["systemd-analyze", "verify", copy], capture_output=True, text=True, check=False)
+    command = ["systemd-analyze", "verify", service, listener]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
 
     assert (done.returncode, done.stdout + done.stderr) == (0, "")
 
