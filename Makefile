@@ -34,6 +34,9 @@ bench: venv ## what the agent costs, agent on against absent (root; JSON=file wr
 scorecard: venv ## every fault injected beside a worker, and how often it is named (root; JSON=file, FAULTS=a,b)
 	$(RUN) $(BIN)/python -m tests.scorecard $(if $(JSON),--json $(JSON)) $(if $(FAULTS),--faults $(FAULTS))
 
+kernels: venv ## the kernel tests on other Debian kernels under qemu, through both loaders (root; an hour)
+	$(RUN) $(BIN)/python -m tests.kernels --page docs/kernels.md
+
 events: venv ## regenerate wire/events.py after bpf/events.h changed
 	$(BIN)/python -m tailspan.collect.bpf.codegen $(OBJECT) agent/tailspan/wire/events.py
 
@@ -83,4 +86,4 @@ clean: ## remove what make made
 	rm -rf $(VENV) .demo dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	$(MAKE) -C bpf clean
 
-.PHONY: help demo test check bench scorecard events generated pictures bpf dist deb venv deps clean
+.PHONY: help demo test check bench scorecard kernels events generated pictures bpf dist deb venv deps clean

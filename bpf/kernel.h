@@ -230,7 +230,7 @@ struct task_struct {
 	struct thread_info thread_info; /* CONFIG_THREAD_INFO_IN_TASK: x86, arm64 */
 	unsigned int __state;
 	unsigned int flags;
-	int on_cpu;
+	unsigned int on_cpu; /* an int; a u8 in 7.3: libbpf narrows a load only if both are unsigned */
 	struct sched_entity se;
 	struct task_struct *real_parent;
 	struct task_struct *group_leader;

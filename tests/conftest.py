@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import platform
 import subprocess
 import sys
 import sysconfig
@@ -29,8 +30,9 @@ def _why_no_kernel() -> str:
     """Why BPF cannot be loaded here; "" when it can."""
     if os.geteuid() != 0:
         return "kernel tests need root"
-    if not Path("/sys/kernel/btf/vmlinux").exists():
-        return "this kernel has no BTF"
+    headers = Path(f"/lib/modules/{platform.release()}/build")
+    if not Path("/sys/kernel/btf/vmlinux").exists() and not headers.exists():
+        return "this kernel has no BTF, and no headers that bcc could compile on"
     return ""
 
 

@@ -64,6 +64,15 @@ def test_a_missing_optional_tracepoint_costs_nothing(
     assert source.status["irq"].attached
 
 
+def test_a_probe_that_is_not_whole_works_and_says_what_it_lacks(
+    open_source: Callable[..., BpfSource], tmp_path: Path
+) -> None:
+    status = open_source(vmlinux=kernel_without("sock_recv_length", tmp_path)).status["tcp"]
+
+    assert status.attached
+    assert (status.why, status.mend) == ("this kernel has no sock_recv_length", "a newer kernel")
+
+
 def test_without_the_scheduler_there_is_no_agent(tmp_path: Path) -> None:
     with pytest.raises(CannotError, match="probe sched: this kernel has no sched_waking"):
         BpfSource(Options(vmlinux=kernel_without("sched_waking", tmp_path)))

@@ -16,6 +16,8 @@ class Probe:
     cost: str
     without: str  #: what becomes unknowable
     bcc: dict[str, str] = field(default_factory=dict)  #: as ``programs``: those that only that loader needs
+    #: programs without which it works, while a part of what it answers is unknowable
+    partial: frozenset[str] = frozenset()
     in_libraries: bool = False  #: its programs go into processes one by one; attached means ready for that
 
 
@@ -124,7 +126,8 @@ PROBES: tuple[Probe, ...] = (
             "iter_sockets": "bpf_iter__task_file",
         },
         bcc=_tracepoints(on_tcp_destroy="tcp_destroy_sock"),
-        optional=frozenset({"on_tcp_send", "on_tcp_receive"}),
+        optional=frozenset(),
+        partial=frozenset({"on_tcp_send", "on_tcp_receive"}),
         default=True,
         required=False,
         cost="a look-up per send, receive and segment of the host; a record per request and per wait",

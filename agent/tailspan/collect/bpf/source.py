@@ -86,7 +86,8 @@ class ProbeStatus:
     probe: Probe
     attached: bool = False
     loaded: bool = False
-    why: str = ""  #: why it is not there, or not in every process; "" when it is
+    why: str = ""  #: why it is not there, or not all of it, or not in every process; "" when it is
+    partly: str = ""  #: why not all of it can be there
     mend: str = ""
 
 
@@ -166,7 +167,7 @@ class BpfSource:
             status.why = str(error)
             return
         self._loaded.links[name] = links
-        status.attached, status.why = True, ""
+        status.attached, status.why = True, status.partly
 
     def detach(self, name: str) -> None:
         for link in self._loaded.links.pop(name, {}).values():
@@ -321,18 +322,17 @@ class BpfSource:
     def _rule_out_missing(self, kernel: frozenset[str]) -> None:
         for status in self.status.values():
             probe = status.probe
-            missing = [
-                needs
-                for program, needs in self._all_programs(probe).items()
-                if needs not in kernel and program not in probe.optional
-            ]
+            absent = {name: needs for name, needs in self._all_programs(probe).items() if needs not in kernel}
+            missing = [needs for name, needs in absent.items() if name not in probe.optional | probe.partial]
+            partly = [needs for name, needs in absent.items() if name in probe.partial]
             if probe.name in self.options.disabled:
                 status.why, status.mend = "disabled by configuration", "remove it from probes.disabled"
             elif missing:
-                status.why = "this kernel has no " + ", ".join(m.removeprefix("btf_trace_") for m in missing)
-                status.mend = "a newer kernel"
+                status.why, status.mend = _lacks(missing), "a newer kernel"
             else:
                 status.loaded = True
+                if partly:
+                    status.partly, status.mend = _lacks(partly), "a newer kernel"
         self._kernel = kernel
         self._use_uprobe_multi("bpf_uprobe_multi_link" in kernel)
 
@@ -434,6 +434,10 @@ class BpfSource:
                 self._lost[klass] = total
         self._counted_ns = now
         return np.array(rows, LOSS)
+
+
+def _lacks(types: list[str]) -> str:
+    return "this kernel has no " + ", ".join(sorted(name.removeprefix("btf_trace_") for name in types))
 
 
 def _last_verifier_line(said: str) -> str:
