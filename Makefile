@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 OBJECT := agent/tailspan/_bpf/tailspan.bpf.o
 PROMETHEUS := $(VENV)/prometheus
-PACKAGES := python3-venv python3-pip make clang llvm libbpf-dev libbpf1 openssl python3-bpfcc systemd iproute2 procps mmdebstrap
+PACKAGES := python3-venv python3-pip make clang llvm libbpf-dev libbpf1 openssl python3-bpfcc systemd iproute2 procps mmdebstrap e2fsprogs
 RUN := $(if $(filter 0,$(shell id -u)),,sudo)
 
 .DEFAULT_GOAL := help
@@ -16,8 +16,13 @@ demo: venv ## a worker, a neighbour that takes its CPU, and the explanation of o
 	$(RUN) $(BIN)/python -m tailspan.worker.demo --store .demo
 
 test: venv $(PROMETHEUS) ## lint, types, layers, and all tests (root: the kernel tests load BPF)
-	$(MAKE) check
+	$(MAKE) -j2 check downloads
 	$(RUN) $(BIN)/pytest $(PYTEST_FLAGS)
+
+# A clean Debian and a kernel, while the checks run. The tests fetch what is not there, and say why if they cannot.
+downloads: venv
+	-@$(RUN) $(BIN)/python -c "from tests.packaging import root; root.make()"
+	-@$(RUN) $(BIN)/python -c "from tests.kernels import archive; archive.unpacked(archive.kernel('6.1'))"
 
 check: venv ## formatting, lint, types, import layers, generated files
 	$(BIN)/ruff format --check -q .
@@ -86,4 +91,4 @@ clean: ## remove what make made
 	rm -rf $(VENV) .demo dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	$(MAKE) -C bpf clean
 
-.PHONY: help demo test check bench scorecard kernels events generated pictures bpf dist deb venv deps clean
+.PHONY: help demo test downloads check bench scorecard kernels events generated pictures bpf dist deb venv deps clean

@@ -26,7 +26,7 @@ _CPUS = 2
 _DISK_MIB = 256
 #: A panic with its trace has some fifty.
 _LAST_LINES = 100
-#: QEMU may trap a kernel that patches its own code while it boots (an int3 oops; 1 boot in 40, all of 6.12).
+#: QEMU may trap a kernel that patches its own code while it boots (an int3 oops; once in some thirty boots).
 _BOOTS = 3
 #: Needed before the guest can load any itself; what they depend on is found.
 _MODULES = ("virtio_pci", "virtiofs", "virtio_blk", "crc32c_generic", "ext4", "overlay")

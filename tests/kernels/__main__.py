@@ -122,7 +122,8 @@ def _in_guest(series: str, way: str) -> dict[str, Any]:
         script = shlex.join([sys.executable, *_inside(way, file)])
         if "no BTF" in way:
             script = f"{_HIDE_BTF} && {script}"
-        output = Guest(series, with_headers=series == _WITH_HEADERS).run(script, Path(folder), _GUEST_S).output
+        guest = Guest(series, with_headers=series == _WITH_HEADERS and way != "core")
+        output = guest.run(script, Path(folder), _GUEST_S).output
         print(output, file=sys.stderr)
         if not file.exists():
             raise GuestError(f"kernel {series} with {way}: nothing was found out:\n{output[-2000:]}")

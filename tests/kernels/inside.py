@@ -21,7 +21,6 @@ from typing import Any
 #: Probe -> tests that need all of it. What needs an exact clock is left out: an emulated one stumbles.
 TESTS = {
     "sched": (
-        "kernel/test_sched.py::test_23_sleeps_are_23_intervals",
         "kernel/test_sched.py::test_a_timer_is_not_blamed_on_the_task_it_interrupted",
         "kernel/test_sched.py::test_a_threads_records_tile_its_time",
         "kernel/test_sched.py::test_two_neighbours_in_two_cgroups_get_their_own_milliseconds",
@@ -35,7 +34,6 @@ TESTS = {
     ),
     "lifecycle": (
         "kernel/test_sched.py::test_threads_that_existed_are_adopted_and_later_ones_followed_from_birth",
-        "kernel/test_unfollow.py",
     ),
     "irq": (
         "kernel/test_irq.py::test_the_tick_is_seen_and_is_small",
@@ -45,8 +43,8 @@ TESTS = {
     "block": ("kernel/test_block.py::test_101_direct_reads_are_101_requests_of_their_thread",),
     "tcp": (
         "kernel/test_tcp.py::test_each_request_of_an_accepted_connection_is_one_record",
-        "kernel/test_tcp.py::test_a_slow_upstream_is_the_peers_time",
         "kernel/test_tcp.py::test_ipv6_addresses",
+        "kernel/test_unfollow.py",
     ),
     "owners": ("kernel/test_socket_owner.py::test_every_connections_process_is_found",),
     "incidents": ("kernel/test_sleep.py::test_an_out_of_memory_kill_names_victim_and_who_wanted_memory",),
@@ -58,7 +56,7 @@ WITHOUT = {"tcp": ("kernels/degraded.py",)}
 #: Of one loader only. What compares both runs with bcc, where both are at hand.
 OF_LOADER = {
     "core": ("kernel/test_probes.py",),
-    "bcc": ("kernel/test_loaders.py", "kernels/own_headers.py"),
+    "bcc": ("kernels/side_by_side.py",),
     "bcc, no BTF": (),
 }
 #: How the probes are loaded, and with which loader. In the last the kernel's BTF is hidden, as if it had none.
@@ -66,8 +64,8 @@ WAYS = {"core": "core", "bcc": "bcc", "bcc, no BTF": "bcc"}
 _FOLDER = Path(__file__).parents[1]
 _CHECK_S, _TESTS_S = 900, 2400
 _SECOND_TRIES = 8
-#: bcc compiles once for all that runs here.
-_CACHE = {"CACHE_DIRECTORY": "/var/cache/tailspan-kernels"}
+#: bcc compiles once for all that runs here; and tests find a disk where they expect one.
+_FOLDERS = {"CACHE_DIRECTORY": "/var/cache/tailspan-kernels", "TMPDIR": "/var/tmp"}
 
 #: Opens the probes as the agent does. MiB, and seconds from the first of our imports until all are attached.
 _START = """
@@ -171,7 +169,7 @@ def _pytest(loader: str, tests: Sequence[str]) -> Ran:
         with contextlib.suppress(subprocess.TimeoutExpired):
             subprocess.run(
                 command,
-                env={**os.environ, **_CACHE, "TAILSPAN_PROBES_LOADER": loader},
+                env={**os.environ, **_FOLDERS, "TAILSPAN_PROBES_LOADER": loader},
                 stdin=subprocess.DEVNULL,
                 timeout=_TESTS_S,
             )
@@ -198,7 +196,7 @@ def _run(*arguments: str) -> subprocess.CompletedProcess[str]:
     try:
         return subprocess.run(
             [sys.executable, *arguments],
-            env={**os.environ, **_CACHE},
+            env={**os.environ, **_FOLDERS},
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,

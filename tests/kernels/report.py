@@ -8,14 +8,14 @@ from typing import Any
 
 _PAGE = """# Kernels
 
-The kernels that tailspan was tried on, on {date}, with both loaders of its BPF programs:
+The kernels that tailspan was tried on, on {date}, with the loaders of its BPF programs that the table names:
 
 {kernels}
 
-It needs a kernel with BTF from 5.18 on (four-argument `sched_switch`); older ones than those above, and other
-machines than x86-64, are not tried. Nothing is decided by a version: at start the agent looks for each
-tracepoint in the kernel's BTF. `tailspan check` says what is there, what is not, and what cannot be known
-without it; every verdict says so too, and rules out only what could be seen.
+It needs a kernel from 5.18 on (four-argument `sched_switch`) that has BTF, or its headers for bcc; older ones
+than those above, and other machines than x86-64, are not tried. Nothing is decided by a version: at start the
+agent looks for each tracepoint in what the kernel says of itself. `tailspan check` says what is there, what is
+not, and what cannot be known without it; every verdict says so too, and rules out only what could be seen.
 
 {table}
 
@@ -62,6 +62,10 @@ from tests.guest import Guest
 print(Guest("6.12").run("uname -r; .venv/bin/tailspan check", results=Path("/tmp/results")).output)
 ```
 """
+
+
+#: Characters of what a failed test said.
+_WHY = 120
 
 
 @dataclass(slots=True)
@@ -115,7 +119,7 @@ def _table(results: dict[str, Any]) -> tuple[str, str]:
     for name, cell in cells.items():
         rows.append([name, *(cell(found, notes) for _, found in columns)])
     listed = "\n".join(f"{number}. {text}" for number, text in enumerate(notes.said, 1))
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows), listed + "\n" + "\n".join(_failures(results))
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows), listed + "\n\n" + "\n".join(_failures(results))
 
 
 def _state(found: dict[str, Any], name: str, notes: _Notes) -> str:
@@ -157,4 +161,4 @@ def _failures(results: dict[str, Any]) -> Iterator[str]:
                 yield f"- passed at a second try on {kernel['series']} with {found['way']}: {names}"
             for word in ("failed", "skipped"):
                 for name, why in found["tests"][word].items():
-                    yield f"- {word} on {kernel['series']} with {found['way']}: `{name}`: {why}"
+                    yield f"- {word} on {kernel['series']} with {found['way']}: `{name}`: {why[:_WHY]}"

@@ -19,7 +19,7 @@ pytestmark = [pytest.mark.kernel, pytest.mark.guest]
 SERIES = "6.1"
 TESTS = (
     "kernel/test_sched.py::test_the_thread_that_ended_the_wait_is_named",
-    "kernel/test_syscall.py::test_calls_are_counted_and_long_ones_recorded_only_while_attached",
+    "kernel/test_sched.py::test_threads_that_existed_are_adopted_and_later_ones_followed_from_birth",
 )
 
 
