@@ -135,12 +135,14 @@ class Following:
         return process.own is PEER and not process.rule
 
     def _is_wanted(self, pid: int, rules: set[Reason]) -> bool:
-        process = self._processes[pid]
-        if process.rule or process.own:
-            return True
-        if process.parent in self._processes:
-            return self._is_wanted(process.parent, rules)
-        return process.inherited in rules or process.inherited in (SOCKET, OTLP)
+        """Whether it, or an ancestor that is followed, has a reason."""
+        process, seen = self._processes[pid], {pid}
+        while not (process.rule or process.own) and process.parent in self._processes:
+            if process.parent in seen:  # a number that was given anew: nobody is his own ancestor
+                return False
+            seen.add(process.parent)
+            process = self._processes[process.parent]
+        return bool(process.rule or process.own) or process.inherited in rules | {SOCKET, OTLP}
 
     def _follow(self, pids: list[int], only_threads: bool = False) -> dict[int, int] | None:
         """pid -> threads, of those that are followed now; None where the kernel refuses."""

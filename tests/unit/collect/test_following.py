@@ -203,6 +203,15 @@ def test_a_process_whose_parents_number_is_anothers_now_is_not_its_child() -> No
     scene.holds(31)
 
 
+def test_numbers_that_were_given_anew_make_nobody_his_own_ancestor() -> None:
+    scene = Scene(10)
+    scene.fit((10, UNIT))
+    scene.born(11, parent=10)
+    scene.born(10, parent=11)  # the first 10 has ended, and nobody has looked since
+    scene.fit()
+    assert scene.kernel.followed == set()
+
+
 def test_a_kernel_that_cannot_is_said_and_asked_again(caplog: pytest.LogCaptureFixture) -> None:
     scene = Scene(23, 29)
     scene.fit((23, UNIT))
