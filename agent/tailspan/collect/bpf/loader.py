@@ -11,8 +11,10 @@ from typing import Literal, Protocol
 from tailspan.collect.bpf import btf
 from tailspan.collect.bpf.bccobject import BccObject
 from tailspan.collect.bpf.libbpf import BpfObject, Map, Uprobes
+from tailspan.collect.bpf.probes import PROBES
 from tailspan.errors import CannotError
 
+_NEEDED = {needs for probe in PROBES for needs in (probe.programs | probe.bcc).values()} | {"bpf_uprobe_multi_link"}
 #: What the catalogue of probes calls things that bcc's programs do without, or that any kernel it runs on has.
 _WITHOUT_BTF = frozenset({"bpf_iter__task", "bpf_iter__task_file", "trace_uprobe"})
 KALLSYMS = Path("/proc/kallsyms")
@@ -60,7 +62,7 @@ class ProgramObject(Protocol):
 class Choice:
     loader: Literal["core", "bcc"]
     why: str  #: one line
-    kernel: frozenset[str]  #: what it can attach to, under the names that its BTF has
+    kernel: frozenset[str]  #: of what there is to attach to, what it has, under the names of its BTF
     no_btf: str = ""  #: why the other one could not be
 
     def open(self, path: Path, programs: Mapping[str, str], vmlinux: Path) -> ProgramObject:
@@ -74,7 +76,7 @@ def choose(wanted: Literal["auto", "core", "bcc"], vmlinux: Path = btf.VMLINUX) 
     """Raises :class:`CannotError` where ``core`` is wanted and the kernel has no BTF, or what is there is none."""
     configured = "as configured" if wanted != "auto" else ""
     try:
-        kernel = btf.kernel_type_names(vmlinux)
+        kernel = btf.kernel_has(_NEEDED, vmlinux)
     except CannotError as error:
         if wanted == "core" or vmlinux.exists():
             raise
