@@ -176,7 +176,7 @@ class Health:
 @dataclass(frozen=True, slots=True)
 class Agent:
     tick_ms: int = _within(15, 1, 1000)
-    judge_ms: int = _within(250, 10, 60_000)
+    judge_ms: int = _within(500, 10, 60_000)
     control: str = _checked("/run/tailspan/control.sock", _socket_path, restart=True)
 
 

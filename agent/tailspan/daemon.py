@@ -62,6 +62,10 @@ logger = logging.getLogger(__name__)
 
 #: Messages waiting to be judged; beyond it new ones are counted and dropped.
 MAX_PENDING = 50_000
+#: What one tick finds at most for the next to come later: the share of a ring, and messages of workers. Waiting
+#: RELAXED times as long, it finds as many times more, which leaves room for a burst.
+CALM_FILL, CALM_MESSAGES = 1 / 16, 32
+RELAXED = 4
 #: BPF run times are a file read per program; they only move where kernel.bpf_stats_enabled is 1.
 RUN_TIMES_EVERY_S = 5.0
 
@@ -86,6 +90,7 @@ class Agent:
         self._unsettled: list[Received] = []  # of the workers' socket, neither judged yet nor counted as dropped
         self._records: Counter[str] = Counter()  # by table, since the metrics were told
         self._judged_ns = time.monotonic_ns()
+        self._pressure = 0.0  # of the last tick: 1 is as much as a tick shall find
         self._cgroups = Cgroups()
         self._peers = Peers(config.follow.peers)
         self._host, self._boot = host_name(), boot_id()
@@ -194,6 +199,7 @@ class Agent:
         if accepted:
             self._following.heard([peer.pid for peer in accepted], SOCKET)
         of_workers = self._server.read()
+        self._pressure = len(of_workers) / CALM_MESSAGES
         self._unsettled += of_workers
         self._take(of_workers)
         if self._receiver:
@@ -221,6 +227,10 @@ class Agent:
             self._report()
         self.syscalls.poll()
         self._control.poll()
+
+    def rest_s(self) -> float:
+        """Until the next tick: the less the last one found, the longer."""
+        return self._config.agent.tick_ms / 1000 / min(1, max(self._pressure, 1 / RELAXED))
 
     def _grade(self, open_threads: Table) -> None:
         services = {tgid: said.get("service.name", "") for tgid, said in self.pipeline.inbox.resources.items()}
@@ -281,6 +291,7 @@ class Agent:
 
     def _drain(self, thorough: bool) -> None:
         batch = self.source.drain(thorough)
+        self._pressure = max(self._pressure, batch.fill / CALM_FILL)
         tables = {
             "cycles": batch.cycles,
             "slices": batch.slices,
@@ -406,7 +417,7 @@ def run(config: Config, seconds: float | None = None, reload: Callable[[], Confi
                 service.notify_reloading()
                 agent.reload(reload)
                 service.notify("READY=1")
-            time.sleep(agent.config.agent.tick_ms / 1000)
+            time.sleep(agent.rest_s())
         agent.finish()
     finally:
         service.notify("STOPPING=1")

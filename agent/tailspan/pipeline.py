@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -19,7 +20,7 @@ from tailspan.collect.host import device_name
 from tailspan.config import Config
 from tailspan.timeline.activity import Activity
 from tailspan.timeline.arrivals import BY_PORT_NS, COARSE_NS, Receives, Taken, began, find_arrivals
-from tailspan.timeline.cut import cut, narrow
+from tailspan.timeline.cut import cut, narrow, select
 from tailspan.timeline.evidence import Evidence, Meta, Table
 from tailspan.timeline.inbox import Inbox, Received, Rows
 from tailspan.timeline.joins import Readers, join_threads
@@ -34,7 +35,11 @@ MAX_KEPT = 512
 #: CPU time that verdicts may take in one turn. Evidence beyond it is stored unjudged, and judged when it is read:
 #: after a jump in load every request is slow, and the agent must not take the CPU that the worker lacks.
 VERDICT_BUDGET_S = 0.02
-MIN_VERDICTS = 8
+MIN_VERDICTS = 2
+#: CPU time that ledgers may take in one turn; they say what is normal for their like, and where time goes on the
+#: whole. When a turn has more requests than that pays for, some that ended one after the other stand for all.
+LEDGER_BUDGET_S = 0.01
+MIN_LEDGERS = 4
 
 #: cgroup paths -> resource attributes of those that are a container's or a unit's
 Identify = Callable[[Collection[str]], dict[str, dict[str, str]]]
@@ -47,7 +52,8 @@ class Judged:
     requests: Table
     strings: list[str]  #: that the requests' fields index
     slow: npt.NDArray[np.bool_]  #: for its like, by row of ``requests``
-    ledgers: npt.NDArray[np.int64]  #: ``[requests, N_CAUSES]`` ns
+    sample: npt.NDArray[np.int64]  #: rows of ``requests`` that were attributed: all, or some that stand for all
+    ledgers: npt.NDArray[np.int64]  #: ``[sample, N_CAUSES]`` ns
     kept: npt.NDArray[np.int64]  #: rows of ``requests``
     evidence: Evidence  #: of the kept ones, as it is stored
     verdicts: dict[int, Verdict]  #: by row of ``evidence``: the slowest of them
@@ -61,6 +67,8 @@ class Pipeline:
         self.inbox = Inbox(self.threads, self.strings)
         self.forgotten = 0  #: slow requests beyond MAX_KEPT
         self._verdict_s = VERDICT_BUDGET_S / MIN_VERDICTS  #: what one takes, learned
+        self._ledger_s = LEDGER_BUDGET_S / MIN_LEDGERS  #: what that of one request takes, learned
+        self._random = random.Random(0)
         self._baseline = Baseline(_slow_rule(config))
         self._keep_all = config.store.keep == "all"
         self._losses: list[Table] = []
@@ -115,15 +123,18 @@ class Pipeline:
         self, rows: Rows, open_threads: Table, meta: Meta, cgroup_path: Callable[[int], str], identify: Identify
     ) -> Judged:
         self._join(rows, open_threads)
-        evidence = cut(rows, self.window, self.threads, open_threads, self.strings, meta)
-        table = ledgers(account(evidence), len(rows.requests))
-        evidence.likes = self._baseline.likes(rows.requests, self.strings.all)
-        slow = is_slow(rows.requests, evidence.likes)
-        self._baseline.learn(rows.requests, self.strings.all, table, slow)
-        kept = self._kept(rows.requests, np.flatnonzero(slow | self._keep_all))
+        requests, strings = rows.requests, self.strings.all
+        likes = self._baseline.likes(requests, strings)
+        slow = is_slow(requests, likes)
+        sample = self._sample(len(requests))
+        table = self._ledgers(self._cut(rows, sample, open_threads, meta))
+        self._baseline.learn(requests, strings, slow, sample, table)
+        kept = self._kept(requests, np.flatnonzero(slow | self._keep_all))
         if not len(kept):
-            return Judged(rows.requests, self.strings.all, slow, table, kept, Evidence(), {})
-        kept_evidence = narrow(evidence, kept)
+            return Judged(requests, strings, slow, sample, table, kept, Evidence(), {})
+        evidence = self._cut(rows, kept, open_threads, meta)
+        evidence.likes = [likes[row] for row in kept.tolist()]
+        kept_evidence = narrow(evidence, np.arange(len(kept)))
         cgroups = _cgroups(kept_evidence, cgroup_path)
         identities = identify(cgroups.values())
         kept_evidence.meta = replace(
@@ -135,7 +146,24 @@ class Pipeline:
             devices={str(dev): device_name(dev) for dev in np.unique(kept_evidence.blocks["dev"]).tolist()},
         )
         verdicts = self._verdicts(kept_evidence)
-        return Judged(rows.requests, self.strings.all, slow, table, kept, kept_evidence, verdicts)
+        return Judged(requests, strings, slow, sample, table, kept, kept_evidence, verdicts)
+
+    def _sample(self, requests: int) -> npt.NDArray[np.int64]:
+        """Rows of the requests to be attributed. Neighbours in time: the time that they span is short."""
+        wanted = requests
+        if not self._keep_all:
+            wanted = min(requests, max(MIN_LEDGERS, int(LEDGER_BUDGET_S / self._ledger_s)))
+        first = self._random.randint(0, requests - wanted)
+        return np.arange(first, first + wanted)
+
+    def _cut(self, rows: Rows, keep: npt.NDArray[np.int64], open_threads: Table, meta: Meta) -> Evidence:
+        return cut(select(rows, keep), self.window, self.threads, open_threads, self.strings, meta)
+
+    def _ledgers(self, evidence: Evidence) -> npt.NDArray[np.int64]:
+        before = time.thread_time()
+        table = ledgers(account(evidence), len(evidence.requests))
+        self._ledger_s += 0.2 * ((time.thread_time() - before) / len(table) - self._ledger_s)
+        return table
 
     def _join(self, rows: Rows, open_threads: Table) -> None:
         """When each request arrived, and what thread served those whose worker did not say."""

@@ -45,6 +45,7 @@ class Publisher:
     ) -> None:
         self._metrics = metrics
         self._expired_s = 0.0
+        self._unattributed_ns: dict[str, int] = {}  # wall time by name of requests
         self._store = SegmentWriter(
             Path(config.store.path),
             host=host,
@@ -144,9 +145,22 @@ class Publisher:
             else:
                 outcome = Outcome.UNJUDGED if row in rows else None
                 self._metrics.request(name, model, version, status, wall_s, outcome=outcome)
-        for index in np.unique(requests["name"]).tolist():
-            self._metrics.ledger(strings[index], judged.ledgers[requests["name"] == index].sum(axis=0).tolist())
+        self._count_parts(judged)
         self._metrics.joined(requests["join"])
+
+    def _count_parts(self, judged: Judged) -> None:
+        """Ledgers of the sample stand for those of all requests of their name; the wall time is that of all."""
+        requests, strings = judged.requests, judged.strings
+        walls_ns = requests["end_mono_ns"] - began(requests)
+        sampled = requests["name"][judged.sample]
+        for index in np.unique(requests["name"]).tolist():
+            name = strings[index]
+            wall_ns = self._unattributed_ns.pop(name, 0) + int(walls_ns[requests["name"] == index].sum())
+            parts_ns = judged.ledgers[sampled == index].sum(axis=0)
+            if parts_ns.any():
+                self._metrics.ledger(name, (parts_ns * (wall_ns / parts_ns.sum())).tolist())
+            else:  # none is in the sample: they count with the next one that is
+                self._unattributed_ns[name] = wall_ns
 
 
 def _index_row(judged: Judged, row: int) -> IndexRow:

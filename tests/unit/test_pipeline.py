@@ -1,19 +1,26 @@
-"""What the pipeline keeps of whose cgroup is whose: live cgroup ids in, stored names out."""
+"""What the pipeline keeps of whose cgroup is whose; and that some ledgers stand for all, if they cost too much."""
 
 from __future__ import annotations
 
 from collections.abc import Collection
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from tailspan import pipeline as module
 from tailspan.config import load
-from tailspan.pipeline import Judged, Pipeline
+from tailspan.export.prometheus import Metrics
+from tailspan.export.pulse import Pulse
+from tailspan.export.tally import Tally
+from tailspan.pipeline import MIN_LEDGERS, Judged, Pipeline
+from tailspan.publisher import Publisher
 from tailspan.timeline.evidence import Meta
 from tailspan.timeline.inbox import Received
 from tailspan.wire.events import THREAD_EVENT
 from tailspan.wire.spans import Hello, Request
 from tests.builders import MS, table
+from tests.unit.export import exposed
 
 TGID, TID, CGROUP, HOGS = 8100, 8123, 42, 43
 PATHS = {CGROUP: "/docker/web", HOGS: "/system.slice/cron.service"}
@@ -66,3 +73,42 @@ def test_the_culprits_unit_is_stored_with_the_evidence_and_in_the_verdict() -> N
     assert found.evidence.meta.cgroups == {str(number): path for number, path in PATHS.items()}
     assert found.evidence.meta.identities == IDENTITIES
     assert "while backup (pid 9, unit cron.service) ran there" in found.verdicts[0].sentence
+
+
+def many(name: str, count: int, slow: int = -1) -> list[Received]:
+    """So many requests of 20 ms, but for one of 200."""
+    found = []
+    for at in range(count):
+        start, wall = (1000 + at) * MS, (200 if at == slow else 20) * MS
+        request = Request(b"t" * 16, at.to_bytes(8, "big"), bytes(8), "1", name, TID, start, start + wall)
+        found.append(Received(TGID, request, start + wall))
+    return found
+
+
+def test_when_ledgers_cost_too_much_some_requests_stand_for_all_and_a_slow_one_still_gets_its_verdict(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(module, "LEDGER_BUDGET_S", 1e-6)
+    config = load(environ={}, flags={"store.path": str(tmp_path), "export.prometheus": ""})
+    pipeline, metrics = Pipeline(config), Metrics()
+    publisher = Publisher(config, "host", metrics, Tally(tmp_path / "tally"), Pulse())
+
+    def published(messages: list[Received]) -> Judged:
+        (found,) = pipeline.judge(messages, table("open_threads", rows=0), Meta(), lambda cgroup_id: "")
+        publisher.publish(found, lambda: None)
+        return found
+
+    def counted_s(name: str) -> float | None:
+        return exposed.value(metrics, "tailspan_request_time_seconds_total", name=name, cause="unknown")
+
+    published(many("often", 200))
+    found = published(many("rare", 1) + many("often", 200, slow=190))
+    assert len(found.sample) == MIN_LEDGERS and 0 not in found.sample
+    assert (found.ledgers.sum(axis=1) == 20 * MS).all()
+    assert found.kept.tolist() == [191] and len(found.verdicts) == 1
+    assert counted_s("often") == pytest.approx((399 * 20 + 200) / 1e3)
+    assert counted_s("rare") is None  # none of it was in the sample
+
+    published(many("rare", 3))
+    assert counted_s("rare") == pytest.approx(4 * 20 / 1e3)
+    publisher.close()

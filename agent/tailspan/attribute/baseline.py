@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -21,7 +21,10 @@ from tailspan.timeline.evidence import LikeRow, Table
 
 #: Below this many like requests there is no norm to compare with.
 MIN_LIKE = 20
-
+#: Ledgers that a norm is made of, at most: the median of each part needs fewer than a percentile, and takes more.
+MEMORY_OF_PARTS = 128
+#: When this share of all recent requests was slow, they are the new norm.
+NEW_NORM = 0.8
 
 #: (name, model, version), and the batch-size bucket where sizes are told apart.
 _Key = tuple[str | int, ...]
@@ -36,17 +39,57 @@ class SlowRule:
     min_excess_ns: int = 5_000_000  #: above the median of its like
 
 
-@dataclass(slots=True)
+class _Last:
+    """The last rows that were added, at most so many."""
+
+    def __init__(self, memory: int, *width: int) -> None:
+        self._rows = np.zeros((memory, *width), np.int64)
+        self._added = 0
+
+    def __len__(self) -> int:
+        return min(self._added, len(self._rows))
+
+    @property
+    def full(self) -> bool:
+        return self._added >= len(self._rows)
+
+    @property
+    def rows(self) -> npt.NDArray[np.int64]:
+        """In no order."""
+        return self._rows[: len(self)]
+
+    def add(self, rows: npt.NDArray[np.int64]) -> None:
+        memory = len(self._rows)
+        self._added += len(rows)
+        last = rows[-memory:]
+        self._rows[(self._added - len(last) + np.arange(len(last))) % memory] = last
+
+    def become(self, other: _Last) -> None:
+        self._rows[:], self._added = other._rows, other._added
+
+
 class _Group:
-    walls: npt.NDArray[np.int64]
-    parts: npt.NDArray[np.int64]
-    recent_walls: npt.NDArray[np.int64]  # all requests, slow ones too
-    recent_parts: npt.NDArray[np.int64]
-    seen: int = 0  # requests that went into walls
-    recent_seen: int = 0
-    slow: int = 0  # of the last len(recent_walls)
-    slow_marks: npt.NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, np.bool_))
-    like: LikeRow | None = None  # cached until the group changes
+    def __init__(self, memory: int) -> None:
+        parts = min(memory, MEMORY_OF_PARTS)
+        self.walls, self.parts = _Last(memory), _Last(parts, N_CAUSES)
+        self.recent_walls, self.recent_parts = _Last(memory), _Last(parts, N_CAUSES)  # slow ones too
+        self.recent_slow = _Last(memory)
+        self.like: LikeRow | None = None  # cached until the group changes
+
+    def learn(self, walls: npt.NDArray[np.int64], slow: npt.NDArray[np.bool_]) -> None:
+        self.walls.add(walls[~slow])
+        self.recent_walls.add(walls)
+        self.recent_slow.add(slow.astype(np.int64))
+        self.like = None
+        if self.recent_slow.full and self.recent_slow.rows.mean() > NEW_NORM:
+            self.walls.become(self.recent_walls)
+            self.parts.become(self.recent_parts)
+            self.recent_slow.rows[:] = 0
+
+    def learn_parts(self, parts: npt.NDArray[np.int64], slow: npt.NDArray[np.bool_]) -> None:
+        self.parts.add(parts[~slow])
+        self.recent_parts.add(parts)
+        self.like = None
 
 
 class Baseline:
@@ -63,7 +106,7 @@ class Baseline:
         found = []
         for sized, unsized in self._keys(requests, strings):
             group = self._groups.get(sized)
-            if group is None or group.seen < MIN_LIKE:
+            if group is None or len(group.walls) < MIN_LIKE:
                 group = self._groups.get(unsized)
             found.append(self._like(group) if group else self._nothing())
         return found
@@ -72,68 +115,40 @@ class Baseline:
         self,
         requests: Table,
         strings: Sequence[str],
-        parts: npt.NDArray[np.int64],
         slow: npt.NDArray[np.bool_],
+        sample: npt.NDArray[np.int64],
+        parts: npt.NDArray[np.int64],
     ) -> None:
-        """Add requests with their ledgers (``[n, N_CAUSES]``) and whether each was slow."""
-        walls = requests["end_mono_ns"] - began(requests)
-        members: dict[_Key, list[int]] = {}
-        for row, keys in enumerate(self._keys(requests, strings)):
-            for key in keys:
-                members.setdefault(key, []).append(row)
-        for key, rows in members.items():
-            self._add(self._group(key), walls[rows], parts[rows], slow[rows])
+        """Add requests, each with whether it was slow, and ledgers (``[sample, N_CAUSES]``) of some of them."""
+        walls, keys = requests["end_mono_ns"] - began(requests), self._keys(requests, strings)
+        for key, rows in _by_key(keys).items():
+            self._group(key).learn(walls[rows], slow[rows])
+        for key, at in _by_key([keys[row] for row in sample.tolist()]).items():
+            self._group(key).learn_parts(parts[at], slow[sample[at]])
 
     def _group(self, key: _Key) -> _Group:
         group = self._groups.get(key)
         if group is None:
             if len(self._groups) >= self._max_groups:
                 self._groups.popitem(last=False)
-            n = self._memory
-            shape = (n, N_CAUSES)
-            columns = (np.zeros(n, np.int64), np.zeros(shape, np.int64))
-            again = (np.zeros(n, np.int64), np.zeros(shape, np.int64))
-            group = self._groups[key] = _Group(*columns, *again, slow_marks=np.zeros(n, np.bool_))
+            group = self._groups[key] = _Group(self._memory)
         self._groups.move_to_end(key)
         return group
 
-    def _add(
-        self,
-        group: _Group,
-        walls: npt.NDArray[np.int64],
-        parts: npt.NDArray[np.int64],
-        slow: npt.NDArray[np.bool_],
-    ) -> None:
-        n = self._memory
-        for wall, part, was_slow in zip(walls[-n:], parts[-n:], slow[-n:], strict=True):
-            at = group.recent_seen % n
-            group.slow += int(was_slow) - int(group.slow_marks[at])
-            group.slow_marks[at] = was_slow
-            group.recent_walls[at], group.recent_parts[at] = wall, part
-            group.recent_seen += 1
-            if not was_slow:
-                at = group.seen % n
-                group.walls[at], group.parts[at] = wall, part
-                group.seen += 1
-        if group.recent_seen >= n and group.slow > 0.8 * n:
-            group.walls[:], group.parts[:] = group.recent_walls, group.recent_parts
-            group.seen, group.slow = max(group.seen, n), 0
-            group.slow_marks[:] = False
-        group.like = None
-
     def _like(self, group: _Group) -> LikeRow:
-        n = min(group.seen, self._memory)
+        n = len(group.walls)
         if not n:
             return self._nothing()
         if group.like is None:
-            walls = np.sort(group.walls[:n])
+            walls = np.sort(group.walls.rows)
             p50, p95 = int(walls[(n - 1) // 2]), int(walls[min(n - 1, n * 95 // 100)])
             rule = self.rule
             threshold = rule.slo_ns
             if n >= MIN_LIKE:
                 threshold = max(threshold, p95, int(p50 * rule.factor), p50 + rule.min_excess_ns)
-            medians = np.sort(group.parts[:n], axis=0)[(n - 1) // 2]
-            group.like = LikeRow(n, p50, p95, threshold, medians.tolist())
+            parts = np.sort(group.parts.rows, axis=0)
+            medians = parts[(len(parts) - 1) // 2].tolist() if len(parts) else [0] * N_CAUSES
+            group.like = LikeRow(n, p50, p95, threshold, medians)
         return group.like
 
     def _nothing(self) -> LikeRow:
@@ -146,6 +161,15 @@ class Baseline:
             like = (strings[row[0]], strings[row[1]], strings[row[2]])
             keys.append(((*like, int(row[3]).bit_length()), like))
         return keys
+
+
+def _by_key(keys: Sequence[tuple[_Key, _Key]]) -> dict[_Key, list[int]]:
+    """Positions of each key, sized or not."""
+    members: dict[_Key, list[int]] = {}
+    for at, both in enumerate(keys):
+        for key in both:
+            members.setdefault(key, []).append(at)
+    return members
 
 
 def is_slow(requests: Table, likes: Sequence[LikeRow]) -> npt.NDArray[np.bool_]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
+
 from tailspan.attribute.baseline import MIN_LIKE
 from tailspan.attribute.causes import CAUSES, N_CAUSES, Cause
 from tailspan.attribute.culprits import Witness, place
@@ -26,9 +28,13 @@ from tailspan.attribute.verdict import (
     Verdict,
 )
 from tailspan.timeline.arrivals import began
+from tailspan.timeline.cut import narrow
 from tailspan.timeline.evidence import Evidence, LikeRow
 from tailspan.timeline.tables import Join
 
+#: Requests judged together: what is laid out at once is their length times what their threads did meanwhile, and a
+#: worker that cannot keep up has requests of half a minute.
+AT_ONCE = 32
 #: Below this coverage a verdict says ``inconclusive``.
 COVERAGE_FLOOR = 0.9
 #: A cause is named only if it explains at least this much more than normal, and this share of the excess.
@@ -39,17 +45,24 @@ INFERRED = 0.7
 
 
 def judge(evidence: Evidence, chosen: Ints | None = None) -> list[Verdict]:
-    """One verdict per request of the evidence, or per chosen row of it, in their order.
+    """One verdict per request of the evidence, or per chosen row of it (ascending), in their order.
 
     Pure: the same evidence gives the same verdict, whichever others are chosen.
     """
+    rows = np.arange(len(evidence.requests)) if chosen is None else chosen
+    if len(rows) == len(evidence.requests) <= AT_ONCE:
+        return _judged(evidence)
+    parts = [rows[first : first + AT_ONCE] for first in range(0, len(rows), AT_ONCE)]
+    return [verdict for part in parts for verdict in _judged(narrow(evidence, part))]
+
+
+def _judged(evidence: Evidence) -> list[Verdict]:
     if not len(evidence.requests):
         return []
     accounted = account(evidence)
     table = ledgers(accounted, len(evidence.requests)).tolist()
     witness = Witness(evidence, accounted)
-    indices = range(len(table)) if chosen is None else chosen.tolist()
-    return [_verdict(evidence, index, witness, table[index]) for index in indices]
+    return [_verdict(evidence, index, witness, ns) for index, ns in enumerate(table)]
 
 
 def _verdict(evidence: Evidence, index: int, witness: Witness, ns: list[int]) -> Verdict:

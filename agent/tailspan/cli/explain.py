@@ -81,9 +81,14 @@ def _list(matches: list[Entry]) -> None:
 
 
 def _judged(reader: SegmentReader, entry: Entry) -> Verdict:
+    import numpy as np
+
     from tailspan.attribute.judge import judge
 
-    for verdict in judge(reader.load(entry)):
-        if (verdict.request.trace_id, verdict.request.span_id) == (entry.row.trace_id, entry.row.span_id):
-            return verdict
+    evidence = reader.load(entry)
+    wanted = entry.row.trace_id + entry.row.span_id
+    of_stored = zip(evidence.requests["trace_id"], evidence.requests["span_id"], strict=True)
+    for at, (trace_id, span_id) in enumerate(of_stored):
+        if trace_id.tobytes().hex() + span_id.tobytes().hex() == wanted:
+            return judge(evidence, np.array([at]))[0]
     raise SegmentError(f"{entry.path} at {entry.offset} lists request {entry.row.span_id} and does not hold it")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import numpy.typing as npt
 
@@ -18,6 +20,13 @@ INCIDENT_REACH_NS = 10_000_000_000
 GPU_REACH_NS = 3_000_000_000
 
 _REQUEST_STRINGS = ("name", "model", "version", "service", "status", "device", "provider")
+
+
+def select(rows: Rows, keep: npt.NDArray[np.int64]) -> Rows:
+    """Some of the requests (row indices, ascending) with their spans."""
+    if len(keep) == len(rows.requests):
+        return rows
+    return replace(rows, requests=rows.requests[keep], spans=_spans_of(rows.spans, keep, len(rows.requests)))
 
 
 def cut(
@@ -55,10 +64,7 @@ def narrow(evidence: Evidence, keep: npt.NDArray[np.int64]) -> Evidence:
     A verdict of the narrowed evidence is the one of the whole: only rows outside the kept requests' time go.
     """
     requests = evidence.requests[keep]
-    place = np.full(len(evidence.requests), -1)
-    place[keep] = np.arange(len(keep))
-    spans = evidence.spans[place[evidence.spans["request"]] >= 0]
-    spans["request"] = place[spans["request"]]
+    spans = _spans_of(evidence.spans, keep, len(evidence.requests))
     times = _merged(began(requests), requests["end_mono_ns"])
     before = _merged(began(requests) - GPU_REACH_NS, requests["end_mono_ns"])
     narrowed = Evidence(
@@ -79,11 +85,20 @@ def narrow(evidence: Evidence, keep: npt.NDArray[np.int64]) -> Evidence:
         gpu_samples=_overlapping(evidence.gpu_samples, "start_mono_ns", "end_mono_ns", before),
         gpu_processes=_overlapping(evidence.gpu_processes, "start_mono_ns", "end_mono_ns", before),
         gpu_events=evidence.gpu_events,
-        likes=[evidence.likes[index] for index in keep.tolist()],
+        likes=[evidence.likes[index] for index in keep.tolist() if index < len(evidence.likes)],
         meta=evidence.meta,
     )
     _renumber_strings(narrowed, evidence.strings)
     return narrowed
+
+
+def _spans_of(spans: Table, keep: npt.NDArray[np.int64], requests: int) -> Table:
+    """The spans of the kept ones of so many requests, which index those now."""
+    place = np.full(requests, -1)
+    place[keep] = np.arange(len(keep))
+    found: Table = spans[place[spans["request"]] >= 0]
+    found["request"] = place[found["request"]]
+    return found
 
 
 _Times = tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]

@@ -19,6 +19,7 @@ from tailspan.timeline.tables import LOSS, LOSS_WINDOW, join
 class _Chunk:
     rows: Table
     end: int  # latest time in it
+    reach: int  # ... and in all chunks before it
 
 
 class Column:
@@ -33,7 +34,9 @@ class Column:
 
     def append(self, rows: Table) -> None:
         if len(rows):
-            self._chunks.append(_Chunk(rows, int(rows[self._end].max())))
+            end = int(rows[self._end].max())
+            reach = max(end, self._chunks[-1].reach) if self._chunks else end
+            self._chunks.append(_Chunk(rows, end, reach))
             self.rows += len(rows)
 
     def evict(self, before_mono_ns: int) -> tuple[int, int]:
@@ -50,13 +53,15 @@ class Column:
     def cut(self, start: int, end: int) -> Table:
         """Rows that overlap ``[start, end]``, in the order they came."""
         parts = []
-        for chunk in self._chunks:
+        for chunk in reversed(self._chunks):
+            if chunk.reach < start:
+                break
             if chunk.end < start:
                 continue
             overlaps = (chunk.rows[self._end] >= start) & (chunk.rows[self._start] <= end)
             if overlaps.any():
                 parts.append(chunk.rows[overlaps])
-        return join(parts, self.dtype)
+        return join(parts[::-1], self.dtype)
 
 
 class Window:

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from tailspan.attribute.judge import judge
+from tailspan.attribute.judge import AT_ONCE, judge
 from tailspan.attribute.ledger import account, ledgers
 from tailspan.timeline.cut import narrow
 from tests.timelines import Timeline
@@ -24,6 +24,18 @@ def test_a_thread_that_serves_somebody_else_is_no_pool_thread_after_narrowing() 
 
     # THEN its ledger is what it was: its own work
     assert np.array_equal(ledgers(account(kept), 1)[0], ledgers(account(whole), 2)[0])
+
+
+def test_many_verdicts_at_once_are_those_of_one_at_a_time() -> None:
+    t = Timeline()
+    for index in range(AT_ONCE + 23):
+        t.request(index, index + 40, 1 + index % 3, name="a")
+    for thread in (1, 2, 3):
+        for at in range(0, 90, 7):
+            t.waits(thread, at + thread, at + thread + 2, cpu=0)
+    whole = t.evidence()
+
+    assert judge(whole) == [judge(whole, np.array([row]))[0] for row in range(len(whole.requests))]
 
 
 def test_verdicts_of_kept_requests_do_not_change_and_strings_still_mean_the_same() -> None:

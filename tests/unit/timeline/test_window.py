@@ -23,6 +23,16 @@ def test_a_cut_gives_what_touches_the_time() -> None:
     assert window.sorted_cycles(20, 35)["run_mono_ns"].tolist() == [10, 20, 30]
 
 
+def test_a_cut_finds_what_came_early_and_lasted() -> None:
+    window = Window()
+    window.cycles.append(cycles((0, 10)))
+    window.cycles.append(cycles((5, 100)))
+    window.cycles.append(cycles((20, 30)))
+
+    assert window.cycles.cut(50, 60)["run_mono_ns"].tolist() == [5]
+    assert window.cycles.cut(8, 25)["run_mono_ns"].tolist() == [0, 5, 20]
+
+
 def test_what_is_older_than_the_window_goes_without_being_a_loss() -> None:
     window = Window(seconds=1)
     window.cycles.append(cycles((0, 10)))

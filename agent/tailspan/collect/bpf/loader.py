@@ -14,7 +14,8 @@ from tailspan.collect.bpf.libbpf import BpfObject, Map, Uprobes
 from tailspan.collect.bpf.probes import PROBES
 from tailspan.errors import CannotError
 
-_NEEDED = {needs for probe in PROBES for needs in (probe.programs | probe.bcc).values()} | {"bpf_uprobe_multi_link"}
+#: All that the agent would attach to.
+_NEEDED = {"bpf_uprobe_multi_link"}.union(*((probe.programs | probe.bcc).values() for probe in PROBES))
 #: What the catalogue of probes calls things that bcc's programs do without, or that any kernel it runs on has.
 _WITHOUT_BTF = frozenset({"bpf_iter__task", "bpf_iter__task_file", "trace_uprobe"})
 KALLSYMS = Path("/proc/kallsyms")

@@ -31,6 +31,11 @@ class Ring:
         self._producer = np.frombuffer(self._data_pages, np.uint64, 1)
         self._data = np.frombuffer(self._data_pages, np.uint8, 2 * size, page)
 
+    @property
+    def capacity(self) -> int:
+        """Records."""
+        return self._size // self._stride
+
     def drain(self) -> npt.NDArray[np.void] | None:
         """Every finished record, copied out, oldest first; None when there is none.
 

@@ -106,6 +106,7 @@ class Batch:
     incidents: Table
     gpu_calls: Table
     losses: Table
+    fill: float  #: of the ring that was fullest, 0 to 1
 
 
 @dataclass(slots=True)
@@ -228,10 +229,12 @@ class BpfSource:
     def drain(self, thorough: bool = True) -> Batch:
         """Empty the rings; those that fill slowly, and the loss counters, only when ``thorough``."""
         now = time.monotonic_ns()
-        tables = {}
+        tables, fill = {}, 0.0
         for name, (_, dtype) in _RINGS.items():
-            rings = self._loaded.rings[name] if thorough or name not in _SLOW_RINGS else ()
+            rings = self._loaded.rings[name] if thorough or name not in _SLOW_RINGS else []
             parts = [part for ring in rings if (part := ring.drain()) is not None]
+            if parts:
+                fill = max(fill, max(map(len, parts)) / rings[0].capacity)
             tables[name] = join(parts, dtype)
         return Batch(
             now,
@@ -245,6 +248,7 @@ class BpfSource:
             tables["incident_rings"],
             tables["gpu_call_rings"],
             self._losses(now) if thorough else np.empty(0, LOSS),
+            fill,
         )
 
     @property
