@@ -6,7 +6,7 @@ from enum import IntEnum
 
 import numpy as np
 
-from tailspan.attribute.causes import Cause
+from tailspan.attribute.causes import Cause, one_of
 from tailspan.attribute.intervals import Flags, Ints
 from tailspan.attribute.ledger import SHARES, Account
 from tailspan.timeline.evidence import Table
@@ -35,10 +35,15 @@ class Behind(IntEnum):
 
 
 #: All but the driver's locks, of which who let go is known.
-_GPU = (
+_GPU = one_of(
     *(Cause.GPU, Cause.GPU_COPY, Cause.GPU_ALLOC, Cause.GPU_FULL, Cause.GPU_LOAD, Cause.GPU_CLOCKS),
     *(Cause.GPU_COLD, Cause.GPU_SHARED, Cause.GPU_FAULT),
 )
+_NO_SLEEP = one_of(Cause.ON_CPU, Cause.UNKNOWN, Cause.BATCHING, Cause.AWAIT, Cause.ACCEPT, Cause.UNREAD)
+_UNTAKEN, _IN_LINE = one_of(Cause.ACCEPT, Cause.UNREAD), one_of(Cause.RUN_QUEUE, Cause.IRQ)
+_DISK, _NETWORK = one_of(Cause.IO, Cause.PAGE_IN), one_of(Cause.UPSTREAM, Cause.NETWORK)
+#: Waits whose end does not say who it was that was waited for.
+_FOR_NOBODY = one_of(Cause.SOCKET, Cause.POLL, Cause.SLEEP)
 
 Shared = tuple[Behind, Ints]
 
@@ -50,31 +55,30 @@ def behind(account: Account) -> tuple[Ints, Ints]:
     seen: Flags = state >= 0
     what = np.full(len(rows), Behind.NOBODY, np.int64)
     which = np.zeros(len(rows), np.int64)
-    untaken = np.isin(cause, (Cause.ACCEPT, Cause.UNREAD))
+    untaken = _UNTAKEN[cause]
     _put(what, which, untaken, Behind.UNTAKEN, (cause == Cause.ACCEPT).astype(np.int64))
     if len(states):
         of = states[state]
-        no_sleep = (Cause.ON_CPU, Cause.UNKNOWN, Cause.BATCHING, Cause.AWAIT, Cause.ACCEPT, Cause.UNREAD)
-        blocked = seen & ~np.isin(cause, no_sleep)
+        blocked = seen & ~_NO_SLEEP[cause]
         _put(what, which, blocked, Behind.SYSCALL, of["syscall_nr"])
         # Any wait that a task ended: who that was. Below, better answers.
-        by_task = blocked & (of["waker_tid"] != 0) & ~np.isin(cause, (Cause.SOCKET, Cause.POLL, Cause.SLEEP))
+        by_task = blocked & (of["waker_tid"] != 0) & ~_FOR_NOBODY[cause]
         what[by_task] = Behind.WAKER
         which[by_task] = _first_same(of["waker_tid"][by_task], state[by_task])
-        _put(what, which, seen & np.isin(cause, (Cause.IO, Cause.PAGE_IN)), Behind.DEVICE, state)
-        network = np.isin(cause, (Cause.UPSTREAM, Cause.NETWORK)) & (rows["socket"] >= 0)
+        _put(what, which, seen & _DISK[cause], Behind.DEVICE, state)
+        network = _NETWORK[cause] & (rows["socket"] >= 0)
         _put(what, which, network, Behind.PEER, rows["socket"])
         _put(what, which, seen & (cause == Cause.STOPPED), Behind.STOP, state)
         _put(what, which, seen & (cause == Cause.RECLAIM), Behind.MEMORY, _own_limit(states)[state])
         _put(what, which, seen & (cause == Cause.GC), Behind.COLLECTOR, of["tid"])
-        on_gpu = seen & np.isin(cause, _GPU)
+        on_gpu = seen & _GPU[cause]
         what[on_gpu] = Behind.GPU
         same = ((of["told"] + 1) << 16 | (of["gpu"] + 1)) << 8 | of["cause"]
         which[on_gpu] = _first_same(same[on_gpu], state[on_gpu])
         runner = np.full(len(rows), -1, np.int64)
         if len(account.states.runners):
             runner = np.where(of["runner"] >= 0, _same_runner(account)[of["runner"]], -1)
-        _put(what, which, seen & np.isin(cause, (Cause.RUN_QUEUE, Cause.IRQ)), Behind.RUNNER, runner)
+        _put(what, which, seen & _IN_LINE[cause], Behind.RUNNER, runner)
     _put(what, which, cause == Cause.THROTTLED, Behind.QUOTA, which * 0)
     _put(what, which, cause == Cause.QUEUED, Behind.OCCUPANT, account.path.activation[rows["segment"]])
     return what, which

@@ -9,6 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import IntEnum
 
+import numpy as np
+import numpy.typing as npt
+
 
 class Cause(IntEnum):
     ON_CPU = 0
@@ -476,3 +479,13 @@ CAUSES: dict[Cause, CauseInfo] = {
 }
 
 N_CAUSES = len(Cause)
+
+
+def one_of(*causes: Cause) -> npt.NDArray[np.bool_]:
+    """A table by :class:`Cause` position: indexed with an array of causes it says which are one of these.
+
+    A tenth of what :func:`numpy.isin` takes, for whom it sorts each time.
+    """
+    table = np.zeros(N_CAUSES, bool)
+    table[list(causes)] = True
+    return table

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tailspan.attribute.causes import N_CAUSES, Cause
+from tailspan.attribute.causes import N_CAUSES, Cause, one_of
 from tailspan.attribute.intervals import Flags, Ints, disjoint, tile
 from tailspan.attribute.path import Hold, Path, critical_path
 from tailspan.attribute.sleeps import socket_pieces
@@ -36,24 +36,29 @@ _GPU_TROUBLE = (
 )
 #: What can hold up a thread that somebody waits for: then that is the better answer. What it does of its own
 #: accord (computing, sleeping, waiting for its next piece of work) leaves the wait a wait for that thread.
-_HINDERED = (
+_HINDERED = one_of(
     *_FOR_A_THREAD,
     *(Cause.RUN_QUEUE, Cause.THROTTLED, Cause.IRQ, Cause.STOPPED, Cause.IO, Cause.PAGE_IN),
     *(Cause.RECLAIM, Cause.GC, Cause.UPSTREAM, Cause.NETWORK),
     *(*_IN_GPU_CALL, *_GPU_TROUBLE),
 )
 #: The same for who has the interpreter's lock, which is given back before any system call that may sleep.
-_HINDERED_WITH_GIL = (
+_HINDERED_WITH_GIL = one_of(
     *(Cause.GIL, Cause.KERNEL_LOCK, Cause.RUN_QUEUE, Cause.THROTTLED, Cause.IRQ, Cause.STOPPED),
     *(Cause.PAGE_IN, Cause.RECLAIM, Cause.GC),
     *(*_IN_GPU_CALL, *_GPU_TROUBLE),
 )
 #: What holds up a thread that has not taken a request up: it is not its work, nor its sleep until there is some.
-_HELD_UP = (
+_HELD_UP = one_of(
     *(Cause.RUN_QUEUE, Cause.THROTTLED, Cause.IRQ, Cause.STOPPED, Cause.GIL, Cause.GC, Cause.PAGE_IN),
     *(Cause.RECLAIM, Cause.KERNEL_LOCK, Cause.UNKNOWN),
     *_GPU_TROUBLE,
 )
+
+_WAITS_FOR_A_THREAD, _WORKS = one_of(*_FOR_A_THREAD), one_of(Cause.ON_CPU, *_IN_GPU_CALL)
+_RUNS, _WORK = one_of(Cause.ON_CPU, Cause.GC), one_of(Cause.ON_CPU, Cause.QUEUED, Cause.GC)
+_NO_SLEEP = one_of(Cause.ON_CPU, Cause.RUN_QUEUE, Cause.THROTTLED, Cause.IRQ, Cause.STOPPED)
+_SLEEP_OF_POOLS = one_of(Cause.FUTEX, Cause.PAGE_IN, Cause.RECLAIM)
 
 #: Counted per turn and spread over its time on the CPU: column of States.rows -> cause.
 SHARES = (
@@ -126,10 +131,10 @@ def _causes(hold: Ints, state: Ints, states: States) -> Ints:
         of_thread = np.where(state >= 0, states.rows["cause"][state], Cause.UNKNOWN)
     cause = of_thread.copy()
     # Behind other work: that work's time on CPU and GPU is queueing; what held the thread up holds the request up.
-    worked = np.isin(of_thread, (Cause.ON_CPU, *_IN_GPU_CALL))
+    worked = _WORKS[of_thread]
     cause[(hold == Hold.BEHIND) & worked] = Cause.QUEUED
     # The thread was free: a sleep is it waiting for work, but a run-queue wait is a run-queue wait.
-    unhindered = ~np.isin(of_thread, _HELD_UP)
+    unhindered = ~_HELD_UP[of_thread]
     cause[unhindered & (hold == Hold.QUEUED)] = Cause.BATCHING
     cause[unhindered & (hold == Hold.AWAIT)] = Cause.AWAIT
     # Before its thread was born, or took it up, a request's bytes lay there: that much is known.
@@ -182,7 +187,7 @@ def _split_awaits(rows: Table, evidence: Evidence) -> Table:
 def _followable(rows: Table, states: States) -> Flags:
     """Waits on another thread whose waker we saw: its own story is the better answer."""
     waits: Flags = (rows["end"] - rows["start"] >= FOLLOW_NS) & (rows["settled"] == 0) & (rows["state"] >= 0)
-    waits &= np.isin(rows["cause"], _FOR_A_THREAD)
+    waits &= _WAITS_FOR_A_THREAD[rows["cause"]]
     if not waits.any():
         return waits
     waker: Ints = states.rows["waker_tid"][rows["state"]]
@@ -208,10 +213,10 @@ def _follow_wakers(waits: Table, path: Path, states: States, links: int) -> tupl
     rows["start"], rows["end"] = tiles.start, tiles.end
     of_waker = np.where(tiles.cover >= 0, states.rows["cause"][tiles.cover], Cause.UNKNOWN)
     with_gil = rows["cause"] == Cause.GIL
-    held_up = np.isin(of_waker, np.array(_HINDERED)) & ~with_gil
-    held_up |= np.isin(of_waker, np.array(_HINDERED_WITH_GIL)) & with_gil
+    held_up = _HINDERED[of_waker] & ~with_gil
+    held_up |= _HINDERED_WITH_GIL[of_waker] & with_gil
     of_request = path.tid[rows["segment"]]
-    held_up &= ~np.isin(of_waker, _FOR_A_THREAD) | (states.rows["waker_tid"][tiles.cover] != of_request)
+    held_up &= ~_WAITS_FOR_A_THREAD[of_waker] | (states.rows["waker_tid"][tiles.cover] != of_request)
     rows["settled"] = ~held_up
     rows["chain"] = np.where(held_up, links + which[tiles.parent], rows["chain"])
     rows["state"] = np.where(held_up, tiles.cover, rows["state"])
@@ -230,8 +235,8 @@ def _short_of_pool_threads(
     """
     state = states.rows
     native = evidence.threads["tid"][evidence.threads["named"] == 0]
-    asleep = ~np.isin(state["cause"], (Cause.ON_CPU, Cause.RUN_QUEUE, Cause.THROTTLED, Cause.IRQ, Cause.STOPPED))
-    other_sleeps = state["tid"][asleep & ~np.isin(state["cause"], (Cause.FUTEX, Cause.PAGE_IN, Cause.RECLAIM))]
+    asleep = ~_NO_SLEEP[state["cause"]]
+    other_sleeps = state["tid"][asleep & ~_SLEEP_OF_POOLS[state["cause"]]]
     pool = np.isin(state["tid"], native) & ~np.isin(state["tid"], other_sleeps)
     # The sleep before a state, in the same thread: who ended it is whom the thread works for.
     before = np.maximum.accumulate(np.where(asleep, np.arange(len(state)), -1)) if len(state) else asleep
@@ -273,8 +278,8 @@ def shares(account: Account) -> Ints:
     if not len(account.states.rows):
         return parts
     states = account.states.rows
-    worked = (rows["state"] >= 0) & np.isin(rows["cause"], (Cause.ON_CPU, Cause.QUEUED, Cause.GC))
-    worked &= np.isin(states["cause"], (Cause.ON_CPU, Cause.GC))[rows["state"]]
+    worked = (rows["state"] >= 0) & _WORK[rows["cause"]]
+    worked &= _RUNS[states["cause"][rows["state"]]]
     at = np.flatnonzero(worked)
     state, left = rows["state"][at], left[at]
     share = left / np.maximum(states["length_ns"][state], 1)

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tailspan.attribute import gpu, sleeps
-from tailspan.attribute.causes import Cause
+from tailspan.attribute.causes import Cause, one_of
 from tailspan.attribute.intervals import Flags, Ints, disjoint, tile, tile_by_thread
 from tailspan.timeline.arrivals import began
 from tailspan.timeline.evidence import Evidence, Table
@@ -51,6 +51,11 @@ _ROW = np.dtype(
     ]
 )
 _COUNTED = ("irq_ns", "net_ns", "reclaim_ns", "short_blocked_ns", "short_runq_ns")
+
+_OF_GPU = one_of(Cause.GPU, Cause.GPU_DRIVER)
+_AWAKE = one_of(Cause.ON_CPU, Cause.GC, Cause.IRQ, Cause.RUN_QUEUE, Cause.THROTTLED)
+_FUTEX = one_of(Cause.FUTEX, Cause.GIL)
+_RUNS = one_of(Cause.ON_CPU, Cause.GC)
 
 #: CPU time in which a thread that timed out looks again and goes back to sleep.
 RECHECK_NS = 100_000
@@ -103,7 +108,7 @@ def thread_states(evidence: Evidence) -> States:
         rows, key = rows[keep], key[keep]
     _join_timed_waits(rows)
     rows = _split_by_holder(rows)
-    if len(evidence.gpu_calls) or np.isin(rows["cause"], (Cause.GPU, Cause.GPU_DRIVER)).any():
+    if len(evidence.gpu_calls) or _OF_GPU[rows["cause"]].any():
         rows = gpu.split(rows, evidence)
         rows = rows[np.argsort(_in_order(rows["tid"], rows["start"]), kind="stable")]
     key = np.searchsorted(tids, rows["tid"])
@@ -116,13 +121,12 @@ def _join_timed_waits(rows: Table) -> None:
     Python waits for its interpreter lock like that, 5 ms at a time. Waits in a row: on futexes, with hardly any
     CPU time in between (the thread may well have to queue for a CPU to look and go to sleep again).
     """
-    awake = (Cause.ON_CPU, Cause.GC, Cause.IRQ, Cause.RUN_QUEUE, Cause.THROTTLED)
-    asleep = np.flatnonzero(~np.isin(rows["cause"], awake))
+    asleep = np.flatnonzero(~_AWAKE[rows["cause"]])
     if not len(asleep):
         return
     waits = rows[asleep]
     worked = np.cumsum(np.where(rows["cause"] == Cause.ON_CPU, rows["end"] - rows["start"], 0))[asleep]
-    futex = np.isin(waits["cause"], (Cause.FUTEX, Cause.GIL))
+    futex = _FUTEX[waits["cause"]]
     goes_on = futex[:-1] & (waits["waker_tid"][:-1] == 0) & (waits["tid"][:-1] == waits["tid"][1:])
     goes_on &= (np.diff(worked) < RECHECK_NS) & (np.abs(np.diff(waits["object"])) < ONE_LOCK_BYTES)
     # The last wait of each run: where it does not go on, and back from there.
@@ -144,7 +148,7 @@ def _split_by_holder(rows: Table) -> Table:
         return rows
     waits = rows[gil]
     python = np.union1d(waits["tid"], waits["waker_tid"])
-    ran = np.isin(rows["cause"], (Cause.ON_CPU, Cause.GC)) & np.isin(rows["tid"], python)
+    ran = _RUNS[rows["cause"]] & np.isin(rows["tid"], python)
     held = rows[ran]
     held = held[np.lexsort((held["start"], held["tgid"]))]
     _, key = np.unique(np.concatenate((held["tgid"], waits["tgid"])), return_inverse=True)
