@@ -40,6 +40,10 @@ MIN_VERDICTS = 2
 #: whole. When a turn has more requests than that pays for, some that ended one after the other stand for all.
 LEDGER_BUDGET_S = 0.01
 MIN_LEDGERS = 4
+#: CPU time between two moments at which judging can be put off: whoever shares the agent's CPU waits as long.
+SLICE_S = 0.004
+#: Fewer at once would cost as much.
+LEDGERS_AT_ONCE, VERDICTS_AT_ONCE = 32, 4
 
 #: cgroup paths -> resource attributes of those that are a container's or a unit's
 Identify = Callable[[Collection[str]], dict[str, dict[str, str]]]
@@ -95,12 +99,24 @@ class Pipeline:
         identify: Identify = lambda paths: {},
     ) -> Iterator[Judged]:
         """Judge every request among the messages. ``open_threads``: taken before the last drain."""
+        judging = self.judging(received, open_threads, meta, cgroup_path, identify)
+        return (judged for judged in judging if judged)
+
+    def judging(
+        self,
+        received: list[Received],
+        open_threads: Table,
+        meta: Meta,
+        cgroup_path: Callable[[int], str],
+        identify: Identify = lambda paths: {},
+    ) -> Iterator[Judged | None]:
+        """As :meth:`judge`, with None after every SLICE_S or so: other things may be done before it goes on."""
         rows = self.inbox.rows(received)
         self.window.activations.append(rows.activations)
         self.window.pauses.append(rows.pauses)
         self.lose(rows.losses)
         for chunk in _chunks(rows):
-            yield self._judge(chunk, open_threads, meta, cgroup_path, identify)
+            yield from self._judge(chunk, open_threads, meta, cgroup_path, identify)
 
     def lose(self, losses: Table) -> None:
         """Take in losses (LOSS rows) that were found elsewhere."""
@@ -121,17 +137,22 @@ class Pipeline:
 
     def _judge(
         self, rows: Rows, open_threads: Table, meta: Meta, cgroup_path: Callable[[int], str], identify: Identify
-    ) -> Judged:
+    ) -> Iterator[Judged | None]:
         self._join(rows, open_threads)
         requests, strings = rows.requests, self.strings.all
         likes = self._baseline.likes(requests, strings)
         slow = is_slow(requests, likes)
         sample = self._sample(len(requests))
-        table = self._ledgers(self._cut(rows, sample, open_threads, meta))
+        parts = []
+        for part in _slices(sample, self._ledger_s, LEDGERS_AT_ONCE):
+            parts.append(self._ledgers(self._cut(rows, part, open_threads, meta)))
+            yield None
+        table = np.concatenate(parts)
         self._baseline.learn(requests, strings, slow, sample, table)
         kept = self._kept(requests, np.flatnonzero(slow | self._keep_all))
         if not len(kept):
-            return Judged(requests, strings, slow, sample, table, kept, Evidence(), {})
+            yield Judged(requests, strings, slow, sample, table, kept, Evidence(), {})
+            return
         evidence = self._cut(rows, kept, open_threads, meta)
         evidence.likes = [likes[row] for row in kept.tolist()]
         kept_evidence = narrow(evidence, np.arange(len(kept)))
@@ -145,8 +166,12 @@ class Pipeline:
             runtime_locks=_of_workers(kept_evidence, meta.runtime_locks),
             devices={str(dev): device_name(dev) for dev in np.unique(kept_evidence.blocks["dev"]).tolist()},
         )
-        verdicts = self._verdicts(kept_evidence)
-        return Judged(requests, strings, slow, sample, table, kept, kept_evidence, verdicts)
+        yield None
+        verdicts: dict[int, Verdict] = {}
+        for part in _slices(self._to_judge(kept_evidence.requests), self._verdict_s, VERDICTS_AT_ONCE):
+            verdicts |= self._verdicts(kept_evidence, part)
+            yield None
+        yield Judged(requests, strings, slow, sample, table, kept, kept_evidence, verdicts)
 
     def _sample(self, requests: int) -> npt.NDArray[np.int64]:
         """Rows of the requests to be attributed. Neighbours in time: the time that they span is short."""
@@ -190,11 +215,13 @@ class Pipeline:
         self.forgotten += max(0, len(candidates) - MAX_KEPT)
         return candidates[_slowest(requests[candidates], MAX_KEPT)]
 
-    def _verdicts(self, evidence: Evidence) -> dict[int, Verdict]:
-        limit = len(evidence.requests)
+    def _to_judge(self, requests: Table) -> npt.NDArray[np.int64]:
+        limit = len(requests)
         if not self._keep_all:
             limit = max(MIN_VERDICTS, int(VERDICT_BUDGET_S / self._verdict_s))
-        chosen = _slowest(evidence.requests, limit)
+        return _slowest(requests, limit)
+
+    def _verdicts(self, evidence: Evidence, chosen: npt.NDArray[np.int64]) -> dict[int, Verdict]:
         before = time.thread_time()
         verdicts = dict(zip(chosen.tolist(), judge(evidence, chosen), strict=True))
         self._verdict_s += 0.2 * ((time.thread_time() - before) / len(chosen) - self._verdict_s)
@@ -210,6 +237,13 @@ def _slowest(requests: Table, limit: int) -> npt.NDArray[np.int64]:
     """Rows of the slowest, in order of row."""
     walls = requests["end_mono_ns"] - began(requests)
     return np.sort(np.argsort(-walls, kind="stable")[:limit])
+
+
+def _slices(rows: npt.NDArray[np.int64], cost_s: float, least: int) -> Iterator[npt.NDArray[np.int64]]:
+    """``cost_s``: what one row costs."""
+    size = max(least, int(SLICE_S / cost_s))
+    for first in range(0, len(rows), size):
+        yield rows[first : first + size]
 
 
 def _chunks(rows: Rows) -> Iterator[Rows]:
