@@ -38,7 +38,7 @@ VERDICT_BUDGET_S = 0.02
 MIN_VERDICTS = 2
 #: CPU time that ledgers may take in one turn; they say what is normal for their like, and where time goes on the
 #: whole. When a turn has more requests than that pays for, some that ended one after the other stand for all.
-LEDGER_BUDGET_S = 0.01
+LEDGER_BUDGET_S = 0.005
 MIN_LEDGERS = 4
 #: CPU time between two moments at which judging can be put off: whoever shares the agent's CPU waits as long.
 SLICE_S = 0.004
