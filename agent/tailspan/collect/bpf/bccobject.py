@@ -18,7 +18,7 @@ import numpy as np
 from tailspan.collect.bpf import libbpf
 from tailspan.collect.bpf.compiler import Compiled, compile_programs, default_knobs
 from tailspan.collect.bpf.libbpf import Map, MapShape, Tracepoint, Uprobes
-from tailspan.collect.bpf.ring import Ring
+from tailspan.collect.bpf.ring import Ring, drain
 from tailspan.errors import ProbeError
 from tailspan.wire.events import SOCKET_OWNER, THREAD_STATE
 
@@ -225,10 +225,9 @@ class BccObject:
             try:
                 parts = []
                 for number, _ in enumerate(runs, 1):
-                    if number % _RUNS_PER_READ == 0 and (rows := ring.drain()) is not None:
-                        parts.append(rows.tobytes())
-                if (rows := ring.drain()) is not None:
-                    parts.append(rows.tobytes())
+                    if number % _RUNS_PER_READ == 0:
+                        parts.append(drain([ring], dtype)[0].tobytes())
+                parts.append(drain([ring], dtype)[0].tobytes())
                 return b"".join(parts)
             finally:
                 ring.close()

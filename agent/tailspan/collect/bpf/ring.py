@@ -1,4 +1,4 @@
-"""One BPF ring buffer with records of one size, mmapped and drained as one numpy array.
+"""BPF ring buffers with records of one size, mmapped, and drained into one numpy array.
 
 Layout: kernel/bpf/ringbuf.c. Page 0 holds the consumer's position, page 1 the producer's, then the data, mapped
 twice in a row so that a record never wraps. Each record has an 8-byte header whose first word is its length,
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import mmap
 import os
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -22,7 +23,7 @@ class Ring:
     def __init__(self, fd: int, size: int, dtype: np.dtype[np.void]) -> None:
         self.fd = fd
         self._size = size
-        self._dtype = dtype
+        self._dtype, self._opaque = dtype, np.dtype((np.void, dtype.itemsize))
         self._stride = _HEADER + (dtype.itemsize + 7 & ~7)
         page = mmap.PAGESIZE
         self._consumer_page = mmap.mmap(fd, page, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE)
@@ -36,8 +37,8 @@ class Ring:
         """Records."""
         return self._size // self._stride
 
-    def drain(self) -> npt.NDArray[np.void] | None:
-        """Every finished record, copied out, oldest first; None when there is none.
+    def finished(self) -> npt.NDArray[np.void] | None:
+        """Every finished record until :meth:`release`, oldest first; None when there is none. Opaque, and strided.
 
         The positions are read and written as single 8-byte words, and x86 keeps their order against the data.
         """
@@ -46,17 +47,17 @@ class Ring:
         if count <= 0:
             return None
         start = consumed & (self._size - 1)
-        rows = self._data[start : start + count * self._stride].reshape(count, self._stride)
-        lengths = rows[:, :4].view(np.uint32)[:, 0]
+        lengths = np.ndarray((count,), np.uint32, self._data, start, (self._stride,))
         unfinished = np.flatnonzero(lengths != self._dtype.itemsize)
         if unfinished.size:
             count = int(unfinished[0])
             if not count:
                 return None
-        body = rows[:count, _HEADER : _HEADER + self._dtype.itemsize]
-        records = body.copy().view(self._dtype)[:, 0]  # always: the ring is written again
-        self._consumer[0] = consumed + count * self._stride
-        return records
+        return np.ndarray((count,), self._opaque, self._data, start + _HEADER, (self._stride,))
+
+    def release(self, count: int) -> None:
+        """So many were copied: the kernel may write there again."""
+        self._consumer[0] += np.uint64(count * self._stride)
 
     def close(self) -> None:
         if self.fd >= 0:
@@ -66,3 +67,16 @@ class Ring:
             self._data_pages.close()
             os.close(self.fd)
             self.fd = -1
+
+
+def drain(rings: Sequence[Ring], dtype: np.dtype[np.void]) -> tuple[npt.NDArray[np.void], float]:
+    """Empty them into one array, and how full the fullest was, 0 to 1."""
+    found = [(ring, rows) for ring in rings if (rows := ring.finished()) is not None]
+    records = np.empty(sum(len(rows) for _, rows in found), np.dtype((np.void, dtype.itemsize)))
+    at, fill = 0, 0.0
+    for ring, rows in found:
+        records[at : at + len(rows)] = rows
+        at += len(rows)
+        fill = max(fill, len(rows) / ring.capacity)
+        ring.release(len(rows))
+    return records.view(dtype), fill

@@ -18,10 +18,10 @@ from tailspan.collect.bpf.bccobject import BccObject
 from tailspan.collect.bpf.loader import Link, ProgramObject, choose
 from tailspan.collect.bpf.preflight import check_layouts, cpu_controller_is_v1, require_privilege
 from tailspan.collect.bpf.probes import PROBES, Probe
-from tailspan.collect.bpf.ring import Ring
+from tailspan.collect.bpf.ring import Ring, drain
 from tailspan.collect.bpf.shapes import call_shapes
 from tailspan.errors import CannotError, ProbeError
-from tailspan.timeline.tables import LOSS, join
+from tailspan.timeline.tables import LOSS
 from tailspan.wire.events import (
     BLOCK_REQUEST,
     CONNECTION,
@@ -232,10 +232,8 @@ class BpfSource:
         tables, fill = {}, 0.0
         for name, (_, dtype) in _RINGS.items():
             rings = self._loaded.rings[name] if thorough or name not in _SLOW_RINGS else []
-            parts = [part for ring in rings if (part := ring.drain()) is not None]
-            if parts:
-                fill = max(fill, max(map(len, parts)) / rings[0].capacity)
-            tables[name] = join(parts, dtype)
+            tables[name], fullest = drain(rings, dtype)
+            fill = max(fill, fullest)
         return Batch(
             now,
             tables["cycle_rings"],
