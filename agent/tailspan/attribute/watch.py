@@ -19,8 +19,8 @@ from tailspan.attribute.health import Grade, HostHealth, Part, State, WorkerHeal
 from tailspan.timeline.arrivals import began
 from tailspan.timeline.evidence import Table
 from tailspan.timeline.gpus import GpuReading
-from tailspan.timeline.tables import FOREVER, join
-from tailspan.wire.events import THREAD_CYCLE, CycleFlags
+from tailspan.timeline.tables import FOREVER
+from tailspan.wire.events import CycleFlags
 
 Ints = npt.NDArray[np.int64]
 
@@ -224,12 +224,14 @@ def _states(worker: WorkerHealth) -> Iterable[tuple[str | int, State]]:
 
 def _ended(cycles: list[Table], until: int) -> tuple[dict[str, Ints], list[Table]]:
     """Columns of the turns that were over by then; and what came later, which was still open at that time."""
-    rows = join(cycles, THREAD_CYCLE)
-    is_late = rows["on_mono_ns"] > until
-    late = []
-    if is_late.any():
-        late, rows = [rows[is_late]], rows[~is_late]
-    return {name: rows[name].astype(np.int64) for name in _COLUMNS}, late
+    if not cycles:
+        return dict.fromkeys(_COLUMNS, np.empty(0, np.int64)), []
+    columns = {name: np.concatenate([rows[name] for rows in cycles]).astype(np.int64) for name in _COLUMNS}
+    is_late = columns["on_mono_ns"] > until
+    if not is_late.any():
+        return columns, []
+    late = [rows[rows["on_mono_ns"] > until] for rows in cycles]
+    return {name: values[~is_late] for name, values in columns.items()}, [rows for rows in late if len(rows)]
 
 
 def _of_ended(cycles: Mapping[str, Ints], since: int) -> tuple[Ints, Ints]:
