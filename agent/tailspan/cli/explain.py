@@ -41,11 +41,13 @@ def call(args: argparse.Namespace) -> int:
         raise UsageError("explain: name one request, or --slowest")
     path = store.path_of(args)
     reader = SegmentReader(path)
-    entries = store.entries(reader)
+    naming = () if args.slowest else (args.id, args.id.lower())
+    entries = store.entries(reader, naming=naming)
     matches = _slowest(entries) if args.slowest else _matching(entries, args.id)
     if not matches:
         wanted = "no request" if args.slowest else f"no request {args.id}"
-        raise NotFoundError(f"{wanted} in {path}, which holds {len(entries)}")
+        held = {(entry.row.trace_id, entry.row.span_id) for entry in reader.rows()}
+        raise NotFoundError(f"{wanted} in {path}, which holds {len(held)}")
     if len(matches) > 1:
         _list(matches)
         raise UsageError(f"{args.id} may be any of these {len(matches)} requests: give more of an id")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from tailspan import config
@@ -18,11 +19,14 @@ def path_of(args: argparse.Namespace) -> Path:
     return args.store if args.store is not None else Path(config.load().store.path)
 
 
-def entries(reader: SegmentReader, since_s: float | None = None) -> list[Entry]:
-    """Newest first, each request once; only those that ended in the last ``since_s`` seconds."""
+def entries(reader: SegmentReader, since_s: float | None = None, naming: Sequence[str] = ()) -> list[Entry]:
+    """Newest first, each request once; only those that ended in the last ``since_s`` seconds.
+
+    ``naming``: at least all of those that have one of these texts in any field; much quicker than all.
+    """
     since_unix_ns = time.time_ns() - int(since_s * 1e9) if since_s else 0
     found: dict[tuple[str, str], Entry] = {}
-    for entry in reader.rows(since_unix_ns):
+    for entry in reader.rows(since_unix_ns, naming):
         if entry.row.start_unix_ns + entry.row.wall_ns >= since_unix_ns:
             found.setdefault((entry.row.trace_id, entry.row.span_id), entry)
     warn_of_damage(reader)

@@ -191,11 +191,16 @@ class SegmentReader:
             if not self._is_directory:
                 next(self._blocks(path, 0), None)
 
-    def rows(self, since_unix_ns: int = 0) -> Iterator[Entry]:
-        """Index rows, newest block first; only blocks that reach past ``since_unix_ns``. Reads no payload."""
-        for path, located in self._newest_first(since_unix_ns):
-            for row in reversed(self._index(path, located)):
-                yield Entry(row, path, located[0])
+    def rows(self, since_unix_ns: int = 0, naming: Sequence[str] = ()) -> Iterator[Entry]:
+        """Index rows, newest block first; only blocks that reach past ``since_unix_ns``. Reads no payload.
+
+        ``naming``: only of blocks whose rows have one of these texts in them, in whatever field.
+        """
+        texts = [text.encode(errors="surrogateescape") for text in naming]
+        for path, found in self._newest_first(since_unix_ns):
+            for offset, rows in self._indexes(path, found, texts):
+                for row in reversed(rows):
+                    yield Entry(row, path, offset)
 
     def load(self, entry: Entry) -> Evidence:
         """The evidence behind a row. Raises :class:`SegmentError` where it is damaged."""
@@ -203,13 +208,14 @@ class SegmentReader:
 
     def evidence(self) -> Iterator[Evidence]:
         """All evidence, oldest first, with or without index rows: what ``replay`` goes through."""
-        for path, (offset, _) in reversed(list(self._newest_first(0))):
-            try:
-                yield self._load(path, offset)
-            except SegmentError as error:
-                self.corrupt.append(str(error))
+        for path, found in reversed(list(self._newest_first(0))):
+            for offset, _ in reversed(found):
+                try:
+                    yield self._load(path, offset)
+                except SegmentError as error:
+                    self.corrupt.append(str(error))
 
-    def _newest_first(self, since_unix_ns: int) -> Iterator[tuple[Path, Located]]:
+    def _newest_first(self, since_unix_ns: int) -> Iterator[tuple[Path, list[Located]]]:
         self.corrupt.clear()
         with _readable(self._path):
             paths = sorted(_segments(self._path), reverse=True) if self._is_directory else [self._path]
@@ -224,7 +230,7 @@ class SegmentReader:
                     raise
                 self.corrupt.append(f"{error}; skipped")
                 continue
-            yield from ((path, located) for located in reversed(found))
+            yield path, found[::-1]
 
     def _blocks(self, path: Path, since_unix_ns: int) -> Iterator[Located]:
         with open(path, "rb") as file:
@@ -237,15 +243,21 @@ class SegmentReader:
             except SegmentError as error:
                 raise SegmentError(f"{path}: {error}") from None
 
-    def _index(self, path: Path, located: Located) -> list[IndexRow]:
+    def _indexes(
+        self, path: Path, found: Sequence[Located], naming: Sequence[bytes]
+    ) -> Iterator[tuple[int, list[IndexRow]]]:
+        """(offset, rows) of these blocks, in their order."""
         try:
             with _readable(path), open(path, "rb") as file:
-                return scan.read_index(file, located)
+                for located in found:
+                    if not os.fstat(file.fileno()).st_nlink:
+                        return  # retention has taken it, and its evidence with it
+                    try:
+                        yield located[0], scan.read_index(file, located, naming)
+                    except SegmentError as error:
+                        self.corrupt.append(f"{path} at {located[0]}: {error}")
         except NotFoundError:
-            return []
-        except SegmentError as error:
-            self.corrupt.append(f"{path} at {located[0]}: {error}")
-            return []
+            return  # ... before it was opened
 
     def _load(self, path: Path, offset: int) -> Evidence:
         try:
