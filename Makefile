@@ -39,6 +39,12 @@ bench: venv ## what the agent costs, agent on against absent (root; JSON=file wr
 scorecard: venv ## every fault injected beside a worker, and how often it is named (root; JSON=file, FAULTS=a,b)
 	$(RUN) $(BIN)/python -m tests.scorecard $(if $(JSON),--json $(JSON)) $(if $(FAULTS),--faults $(FAULTS))
 
+fuzz: venv ## all that reads foreign bytes, by coverage (SECONDS=60 each, TARGETS="btf spool", JSON=file)
+	$(BIN)/python -m tests.fuzz $(TARGETS) --seconds $(or $(SECONDS),60) $(if $(JSON),--json $(JSON))
+
+chaos: venv ## faults on the agent itself beside a busy worker (root; SECONDS=3600, JSON=file, FAULTS=a,b)
+	$(RUN) $(BIN)/python -m tests.chaos $(if $(SECONDS),--seconds $(SECONDS)) $(if $(JSON),--json $(JSON)) $(if $(FAULTS),--faults $(FAULTS))
+
 kernels: venv ## the kernel tests on other Debian kernels under qemu, through both loaders (root; an hour)
 	$(RUN) $(BIN)/python -m tests.kernels --page docs/kernels.md
 
@@ -91,4 +97,4 @@ clean: ## remove what make made
 	rm -rf $(VENV) .demo dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	$(MAKE) -C bpf clean
 
-.PHONY: help demo test downloads check bench scorecard kernels events generated pictures bpf dist deb venv deps clean
+.PHONY: help demo test downloads check bench scorecard fuzz chaos kernels events generated pictures bpf dist deb venv deps clean

@@ -133,6 +133,7 @@ static __always_inline struct follow *part(struct task_struct *task, struct foll
 static __always_inline void look_at_thread(struct task_struct *task, void *to)
 {
 	u64 now = bpf_ktime_get_ns();
+	struct tuning *t = tuned();
 	struct thread_state s = {};
 	struct follow *f;
 	u8 *target;
@@ -140,6 +141,11 @@ static __always_inline void look_at_thread(struct task_struct *task, void *to)
 
 	tgid = READ(task, tgid);
 	f = storage_of(task);
+	if (t && t->forgets) {
+		if (f)
+			DELETE_TASK_STORAGE(&follows, task);
+		return;
+	}
 	target = bpf_map_lookup_elem(&targets, &tgid);
 	if (f && target && *target == TARGET_LEAVES && f->leaving == STAYING)
 		f->leaving = LEAVING;

@@ -115,6 +115,19 @@ MAP(deep_sleepers,
 	__type(key, u32);
 	__type(value, s64););
 
+/* What user space changes while the programs run; all zero: as they were loaded. */
+struct tuning {
+	u64 floor_ns;	   /* instead of the knob short_wait_ns; 0: that one */
+	u32 no_slices;	   /* who had a CPU that followed threads waited for is not written */
+	u32 forgets;	   /* no program is attached: the next walks take all that is kept of threads and sockets */
+};
+
+MAP(tunings,
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, u32);
+	__type(value, struct tuning););
+
 MAP(losses,
 	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
 	__uint(max_entries, CLASS_COUNT);
@@ -169,6 +182,13 @@ static __always_inline struct follow *follow_of(struct task_struct *task)
 	struct follow *f = storage_of(task);
 
 	return f && !f->leaving ? f : 0;
+}
+
+static __always_inline struct tuning *tuned(void)
+{
+	u32 zero = 0;
+
+	return bpf_map_lookup_elem(&tunings, &zero);
 }
 
 static __always_inline void count_loss(u32 record_class)

@@ -231,7 +231,7 @@ static __always_inline bool released(struct follow *f)
 }
 
 static __always_inline void switch_in(struct task_struct *task, struct follow *f, struct cpu_state *c, u32 cpu,
-				      struct task_struct *runner, u64 now)
+				      struct task_struct *runner, u64 floor_ns, u64 now)
 {
 	u64 off = f->off_mono_ns, ready = f->ready_mono_ns, since;
 
@@ -252,7 +252,7 @@ static __always_inline void switch_in(struct task_struct *task, struct follow *f
 	f->total_waits++;
 	f->total_blocked_ns += ready - off;
 	f->total_runq_ns += now - ready;
-	if (now - off < short_wait_ns && now - f->run_mono_ns < max_turn_ns) {
+	if (now - off < floor_ns && now - f->run_mono_ns < max_turn_ns) {
 		f->short_count++;
 		f->short_blocked_ns += ready - off;
 		f->short_runq_ns += now - ready;
@@ -274,6 +274,7 @@ TRACEPOINT(sched_switch, on_switch, bool preempt, struct task_struct *prev, stru
 	struct follow *n = READ(next, pid) ? storage_of(next) : 0;
 	struct cpu_slice *slice;
 	bool sliced = false;
+	struct tuning *t;
 	u64 now;
 
 	if (!c)
@@ -283,12 +284,15 @@ TRACEPOINT(sched_switch, on_switch, bool preempt, struct task_struct *prev, stru
 		if (!n && c->waiters <= 0 && !c->owed)
 			return 0;
 	}
+	t = tuned();
+	if (!t)
+		return 0;
 	now = bpf_ktime_get_ns();
 	if (n)
 		dequeue(n);
 	if (c->waiters > 0 || c->owed) {
 		/* Others still wait, each of them is owed this slice; next's own record need not repeat it. */
-		slice = begin_slice(cpu, c->observed_mono_ns, now, 0);
+		slice = t->no_slices ? 0 : begin_slice(cpu, c->observed_mono_ns, now, 0);
 		if (slice) {
 			read_runner(&slice->runner, prev);
 			bpf_ringbuf_submit(slice, BPF_RB_NO_WAKEUP);
@@ -296,7 +300,7 @@ TRACEPOINT(sched_switch, on_switch, bool preempt, struct task_struct *prev, stru
 		sliced = true;
 	}
 	if (n && !released(n))
-		switch_in(next, n, c, cpu, sliced ? 0 : prev, now);
+		switch_in(next, n, c, cpu, sliced || t->no_slices ? 0 : prev, t->floor_ns ?: short_wait_ns, now);
 	if (sliced) {
 		c->observed_mono_ns = now;
 		c->owed = 0;
@@ -306,8 +310,9 @@ TRACEPOINT(sched_switch, on_switch, bool preempt, struct task_struct *prev, stru
 	else if (p && !released(p))
 		switch_out(prev, p, c, cpu, preempt, prev_state, now);
 	if (c->waiters > 0) {
-		read_runner(&c->runner, next);
-		c->runner_known = 1;
+		if (!t->no_slices)
+			read_runner(&c->runner, next);
+		c->runner_known = !t->no_slices;
 	}
 	return 0;
 }

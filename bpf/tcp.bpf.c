@@ -557,11 +557,12 @@ TRACEPOINT(tcp_receive_reset, on_tcp_reset_received, struct sock *sk)
 static __always_inline void look_at_socket(struct task_struct *task, struct file *file, void *to)
 {
 	struct follow *f = storage_of(task);
+	struct tuning *t = tuned();
 	struct socket *socket;
 	struct conn *c;
 	struct sock *sk;
 
-	if (!f)
+	if (!t || (!f && !t->forgets))
 		return;
 	socket = SOCKET_OF(file);
 	if (!socket)
@@ -570,6 +571,13 @@ static __always_inline void look_at_socket(struct task_struct *task, struct file
 	if (!sk || !is_tcp(sk))
 		return;
 	c = SOCKET_STORAGE(&conns, sk);
+	if (t->forgets) {
+		if (c)
+			DELETE_SOCKET_STORAGE(&conns, sk);
+		return;
+	}
+	if (!f)
+		return;
 	if (!c && !f->leaving)
 		meet(sk, task, bpf_ktime_get_ns());
 	if (c && f->leaving && c->tgid == (u32)READ(task, tgid)) /* else another process has used it last */
@@ -577,5 +585,6 @@ static __always_inline void look_at_socket(struct task_struct *task, struct file
 }
 
 /* Walks the open files of all tasks: makes storage for those TCP sockets of followed threads that are older than
- * that, and takes it from those of threads that leave. Read once after adoption and parting; writes nothing. */
+ * that, and takes it from those of threads that leave, or from all where tuning.forgets. Read once after adoption and
+ * parting; writes nothing. */
 FILE_ITERATOR(iter_sockets, look_at_socket)

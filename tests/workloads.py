@@ -15,6 +15,18 @@ LAST_CPU = max(os.sched_getaffinity(0))
 #: What /proc/stat counts in.
 TICK_NS = 1_000_000_000 // os.sysconf("SC_CLK_TCK")
 
+#: A program: a worker that connects to the socket of its argument, and at another ``go()`` serves 23 requests that
+#: sleep for 3 ms each. Prints how many messages its client has dropped.
+SLEEPY_WORKER = """
+import tailspan.client
+client = tailspan.client.connect("worker", path=sys.argv[1])
+sys.stdin.readline()
+for number in range(23):
+    with client.request("infer", request_id=f"r{number}"):
+        time.sleep(0.003)
+print(client.dropped, flush=True)
+"""
+
 
 def stolen_ns() -> int:
     """What the hypervisor has taken from all CPUs of this machine since it booted, by the kernel's count."""

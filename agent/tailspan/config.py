@@ -174,6 +174,12 @@ class Health:
 
 
 @dataclass(frozen=True, slots=True)
+class Budget:
+    cpu: float = _within(0.25, 0, 64)
+    rss_mib: int = _within(256, 0, 1_048_576)
+
+
+@dataclass(frozen=True, slots=True)
 class Agent:
     tick_ms: int = _within(15, 1, 1000)
     judge_ms: int = _within(500, 10, 60_000)
@@ -193,6 +199,7 @@ class Config:
     export: Export = Export()
     tls: Tls = Tls()
     health: Health = Health()
+    budget: Budget = Budget()
     agent: Agent = Agent()
 
 
@@ -399,7 +406,7 @@ def _apply(config: Config, setting: _Setting) -> tuple[Config, str]:
         metadata = next(one.metadata for one in fields(_SECTIONS[section]) if one.name == key)
         complaint = _out_of_range(value, metadata)
     if complaint:
-        return config, f"{setting.key} = {setting.value!r}: must be {complaint}"
+        return config, f"{setting.key} = {_shown(setting.value)}: must be {complaint}"
     return _with(config, setting.key, value), ""
 
 
@@ -428,12 +435,14 @@ def _typed(value: Any, type_: Any) -> tuple[Any, str]:
             return value, f"a list of {_WORDS[item]}s"
         return tuple(value), next(filter(None, (_typed(one, item)[1] for one in value)), "")
     if type_ is float and type(value) is int:
-        value = float(value)
+        value = float(value) if abs(value) < 1 << 1000 else math.inf  # larger has no float
     if type_ is str and type(value) is str and not value.isprintable():
         return value, "printable text"
     return value, "" if type(value) is type_ else f"a {_WORDS[type_]}"
 
 
+#: Characters of a wrong value that are repeated.
+_MAX_SHOWN = 200
 _WORDS = {int: "whole number", float: "number", str: "string"}
 
 
@@ -443,9 +452,18 @@ def _out_of_range(value: Any, metadata: Mapping[str, Any]) -> str:
     if "within" in metadata:
         low, high = metadata["within"]
         values = value if isinstance(value, tuple) else (value,)
-        if not all(math.isfinite(one) and low <= one <= high for one in values):
+        if not all(low <= one <= high for one in values):
             return f"{low} to {high}"
     return ""
+
+
+def _shown(value: Any) -> str:
+    """As it was said, cut: TOML has whole numbers of any length, Python shows none of more than 4300 digits."""
+    try:
+        text = repr(value)
+    except ValueError:
+        return "a number of thousands of digits"
+    return text if len(text) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN]}…"
 
 
 def _unknown(key: str) -> str:

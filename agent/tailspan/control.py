@@ -10,18 +10,29 @@ import socket
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 from tailspan.collect.unix import listen
 from tailspan.errors import CannotError
 
 PATIENCE_S = 2.0
 MAX_LINE = 4096
+#: Who asks at a time; more are refused: some wait minutes for their answer, each with a descriptor of the agent.
+MAX_CLIENTS = 64
 
 Answer = dict[str, Any]
 #: What a handler makes of a request: called each poll until it returns an answer.
 Pending = Callable[[], Answer | None]
 Handler = Callable[[dict[str, Any]], Pending]
+
+
+@runtime_checkable
+class Work(Protocol):
+    """A :data:`Pending` that is done for its asker only: he is looked after, and when he goes it is told."""
+
+    def __call__(self) -> Answer | None: ...
+
+    def gone(self) -> None: ...
 
 
 class _Client:
@@ -42,7 +53,10 @@ class ControlServer:
         try:
             connection, _ = self._listener.accept()
             connection.setblocking(False)
-            self._clients.append(_Client(connection))
+            client = _Client(connection)
+            self._clients.append(client)
+            if len(self._clients) > MAX_CLIENTS:
+                self._finish(client, {"ok": False, "error": f"{MAX_CLIENTS} others ask already"})
         except OSError:
             pass
         for client in list(self._clients):
@@ -72,11 +86,14 @@ class ControlServer:
                 return None
             try:
                 request = json.loads(client.received)
-            except ValueError:
+            except (ValueError, RecursionError):
                 return {"ok": False, "error": "the request is no JSON"}
             if not isinstance(request, dict):
                 return {"ok": False, "error": "the request is no JSON object"}
             client.pending = self._handler(request)
+        if isinstance(client.pending, Work) and _has_gone(client.connection):
+            client.pending.gone()
+            return {}
         return client.pending()
 
     def _finish(self, client: _Client, answer: Answer) -> None:
@@ -87,6 +104,15 @@ class ControlServer:
         except OSError:
             pass  # the one who asked has gone
         client.connection.close()
+
+
+def _has_gone(connection: socket.socket) -> bool:
+    try:
+        return not connection.recv(1, socket.MSG_PEEK)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True
 
 
 def ask(path: Path, request: dict[str, Any], timeout_s: float) -> Answer:

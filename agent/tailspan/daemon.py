@@ -10,19 +10,28 @@ from __future__ import annotations
 import contextlib
 import faulthandler
 import logging
+import math
 import os
 import signal
 import socket
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import psutil
+import numpy as np
 
-from tailspan import __version__, clock, log, privileges, service, tls
+from tailspan import __version__, clock, log, memory, privileges, service, tls
 from tailspan import config as configuration
+from tailspan.attribute.shedding import (
+    GPU_CALLS,
+    RAISED_FLOOR_NS,
+    SHORT_WAITS,
+    SLICES,
+    SYSCALLS,
+    VERDICTS,
+)
 from tailspan.attribute.watch import LONGEST_S, Watch
 from tailspan.collect.bpf.cuda import CudaProbes
 from tailspan.collect.bpf.source import BpfSource, Options
@@ -40,28 +49,30 @@ from tailspan.collect.identity import Identities
 from tailspan.collect.nvml import GpuSampler
 from tailspan.collect.otlp.server import OtlpReceiver
 from tailspan.collect.samples import CpuSampler, NetTotals
-from tailspan.collect.targets import Target, Targets
+from tailspan.collect.targets import Reason, Target, Targets
 from tailspan.collect.worker import WorkerServer
 from tailspan.config import Config
 from tailspan.control import ControlServer, Pending
-from tailspan.errors import TailspanError
+from tailspan.cost.price import Price
+from tailspan.errors import ProbeError, TailspanError
 from tailspan.export.otlp import configured
 from tailspan.export.prometheus import Metrics
 from tailspan.export.pulse import Pulse
 from tailspan.export.tally import Tally
-from tailspan.pipeline import Pipeline
+from tailspan.pipeline import SLICE_S, Pipeline
 from tailspan.publisher import Publisher
 from tailspan.timeline.evidence import Meta, Table
 from tailspan.timeline.handover import Handover
 from tailspan.timeline.inbox import Received
 from tailspan.timeline.peers import Peers
 from tailspan.timeline.tables import LOSS_CLIENT, LOSS_WINDOW
-from tailspan.wire.events import RecordClass
+from tailspan.wire.events import THREAD_EVENT, THREAD_STATE, RecordClass, ThreadEventKind
 
 logger = logging.getLogger(__name__)
 
 #: Messages waiting to be judged; beyond it new ones are counted and dropped.
 MAX_PENDING = 50_000
+_OVER = object()
 #: What one tick finds at most for the next to come later: the share of a ring, and messages of workers. Waiting
 #: RELAXED times as long, it finds as many times more, which leaves room for a burst.
 CALM_FILL, CALM_MESSAGES = 1 / 16, 32
@@ -90,18 +101,22 @@ class Agent:
         self._unsettled: list[Received] = []  # of the workers' socket, neither judged yet nor counted as dropped
         self._records: Counter[str] = Counter()  # by table, since the metrics were told
         self._judged_ns = time.monotonic_ns()
+        self._judging: Iterator[None] | None = None
         self._pressure = 0.0  # of the last tick: 1 is as much as a tick shall find
         self._cgroups = Cgroups()
         self._peers = Peers(config.follow.peers)
         self._host, self._boot = host_name(), boot_id()
         self._dropped: dict[str, int] = {}  # what the metrics have been told
-        self._process = psutil.Process()
         self._run_times_read_s = 0.0
         self.metrics = Metrics()
         for name in (*LOSS_NAMES.values(), _GPU_ROW):
             self.metrics.lost(name, 0)
         self.pipeline = Pipeline(config)
         self._pulse = Pulse()
+        self._price = Price(self, config.budget, config.window.seconds)
+        self._shed: frozenset[str] = frozenset()
+        self._seen_last = np.empty(0, THREAD_STATE)  # of all threads, when probes went off
+        self._heard: list[tuple[list[int], Reason]] = []  # since then
         self._watch = Watch(config.health, config.slow.slo_ms, min(config.window.seconds, LONGEST_S))
         with contextlib.ExitStack() as stack:
             self.source = BpfSource(_options(config))
@@ -181,23 +196,28 @@ class Agent:
             self._gpus.pace(config.gpu.sample_ms, config.gpu.budget)
         self.pipeline.change(config)
         self._watch.change(config.health, config.slow.slo_ms)
+        self._price.change(config.budget)
         self._publisher.change(config)
 
     def _answer(self, request: dict[str, Any]) -> Pending:
+        if request.get("do") == "cost":
+            return self._price.answer(request)
         return self._pulse.answer if request.get("do") == "health" else self.syscalls.answer(request)
 
     def finish(self) -> None:
         """Judge what has come in: the last requests before a stop are explained too."""
         self._pulse.stopping()
+        self._price.stop()
         self._judged_ns = 0
         self.tick()
+        self._go_on_judging(math.inf)
 
     def tick(self) -> None:
         """Drain everything once; judge when it is time to."""
         self._pulse.beat()
         accepted = self._server.accept()
         if accepted:
-            self._following.heard([peer.pid for peer in accepted], SOCKET)
+            self._hear([peer.pid for peer in accepted], SOCKET)
         of_workers = self._server.read()
         self._pressure = len(of_workers) / CALM_MESSAGES
         self._unsettled += of_workers
@@ -205,11 +225,12 @@ class Agent:
         if self._receiver:
             self._take(self._receiver.read())
             if met := self._receiver.connected():
-                self._following.heard(met, OTLP)
+                self._hear(list(met), OTLP)
         due = time.monotonic_ns() - self._judged_ns >= self._config.agent.judge_ms * 1_000_000
         # Look at open intervals before the rings are drained: a turn that ends in between is then in a record.
-        to_grade = due and self._watch.due(time.monotonic_ns())
-        open_threads = self.source.threads() if to_grade or (due and self._pending) else None
+        paused = self.source.is_paused
+        to_grade = due and not paused and self._watch.due(time.monotonic_ns())
+        open_threads = self._look() if to_grade or (due and self._pending) else None
         self._drain(thorough=due)
         if due:
             self._judged_ns = time.monotonic_ns()
@@ -217,20 +238,84 @@ class Agent:
             self._look_at_gpus()
             self.pipeline.lose(self._server.take_losses())
             if open_threads is not None:
-                self.pipeline.threads.see(open_threads)
-                self.pipeline.threads.forget_missing(open_threads)
+                if not paused:
+                    self.pipeline.threads.see(open_threads)
+                    self.pipeline.threads.forget_missing(open_threads)
                 self._judge(open_threads)
             if to_grade and open_threads is not None:
                 self._grade(open_threads)
             self._forget_gone()
-            self._look_for_targets()
+            if not paused:
+                self._look_for_targets()
             self._report()
-        self.syscalls.poll()
+        if not paused:
+            self.syscalls.poll()
+        self._price.poll()
+        self._go_on_judging(SLICE_S)
         self._control.poll()
 
     def rest_s(self) -> float:
-        """Until the next tick: the less the last one found, the longer."""
-        return self._config.agent.tick_ms / 1000 / min(1, max(self._pressure, 1 / RELAXED))
+        """Until the next tick: the less the last one found, the longer; not while there is something to judge."""
+        pressure = 1 if self._judging else self._pressure
+        return self._config.agent.tick_ms / 1000 / min(1, max(pressure, 1 / RELAXED))
+
+    def switch_probes(self, on: bool) -> None:
+        """Every program that runs at events, off and on again. While they are off nobody is followed."""
+        if not on:
+            self._price.probes(on, time.monotonic_ns())
+            self._cuda.lift()
+            try:
+                self._seen_last = self.source.pause()
+            except ProbeError:
+                self._price.probes(True, time.monotonic_ns())
+                raise
+            return
+        try:
+            resumed = self.source.resume()
+        finally:
+            self._price.probes(on, time.monotonic_ns())
+        self.pipeline.threads.see(resumed.states)
+        self._following.born(_births(resumed.born))
+        heard, self._heard = self._heard, []
+        for pids, reason in heard:
+            self._following.heard(pids, reason)
+
+    def worker_cpu_ns(self) -> dict[int, int]:
+        """CPU time in all, of each process that is followed with its children."""
+        found = {}
+        for tgid in self.pipeline.threads.processes() - self.source.only_threads:
+            with contextlib.suppress(OSError):  # it has ended
+                found[tgid] = clock.process_cpu_ns(tgid)
+        return found
+
+    def shed(self, steps: frozenset[str]) -> None:
+        """Do without these steps of attribute.shedding, and with all others."""
+        self.syscalls.shed(SYSCALLS in steps)
+        if GPU_CALLS in steps - self._shed:
+            self._cuda.lift()
+        floor_ns = max(RAISED_FLOOR_NS, self._config.probes.short_wait_us * 1000)
+        self.source.tune(floor_ns if SHORT_WAITS in steps else 0, slices=SLICES not in steps)
+        self.pipeline.shed_verdicts(VERDICTS in steps)
+        self._shed = steps
+
+    def idle_steps(self) -> set[str]:
+        """Steps that save nothing now."""
+        idle = set() if self.syscalls.is_wanted else {SYSCALLS}
+        return idle if self._cuda.status().processes or GPU_CALLS in self._shed else idle | {GPU_CALLS}
+
+    def run_times(self) -> dict[str, tuple[int, int]]:
+        return self.source.run_times()
+
+    def _look(self) -> Table:
+        """All followed threads; while probes are off, as they were before."""
+        return self._seen_last if self.source.is_paused else self.source.threads()
+
+    def _hear(self, pids: list[int], reason: Reason) -> None:
+        """While probes are off nobody can be followed: that is done as soon as they are on."""
+        if self.source.is_paused:
+            self._heard.append((pids, reason))
+        else:
+            self._following.heard(pids, reason)
 
     def _grade(self, open_threads: Table) -> None:
         services = {tgid: said.get("service.name", "") for tgid, said in self.pipeline.inbox.resources.items()}
@@ -256,7 +341,7 @@ class Agent:
             self._following.fit(targets, self._targets.rules.reasons())
 
     def _look_at_gpus(self) -> None:
-        if self._config.gpu.calls == "on":
+        if self._config.gpu.calls == "on" and not self.source.is_paused and GPU_CALLS not in self._shed:
             self._cuda.poll(self.pipeline.threads.processes())
         if self._gpus:
             taken = self._gpus.take()
@@ -307,7 +392,9 @@ class Agent:
         self.metrics.gpu_calls(batch.gpu_calls)
         self.metrics.turns(batch.cycles, batch.slices, add_up=thorough)
         if thorough:
-            self.metrics.records({name.removesuffix("s"): count for name, count in self._records.items()})
+            records = {name.removesuffix("s"): count for name, count in self._records.items()}
+            self.metrics.records(records)
+            self._price.meter.took(records)
             self._pulse.drained(self._records.total(), int(batch.losses["count"].sum()))
             self._records.clear()
             self.metrics.connections(batch.connections)
@@ -320,25 +407,42 @@ class Agent:
         self._following.born(batch.thread_events)
         peers = self._peers.new(batch.cycles, self.pipeline.threads.processes)
         if peers:
-            self._following.heard(peers, PEER)
+            self._hear(peers, PEER)
         if self._peers.refused and self._config.follow.peers:
             log.once_per(3600, "peers", logger, "follow.peers is reached: others that end waits are not followed")
 
     def _judge(self, open_threads: Table) -> None:
+        """Begin to; it goes on in the next ticks, and is over before the next begins."""
+        self._go_on_judging(math.inf)
         received, self._pending = self._pending, []
+        of_workers, self._unsettled = self._unsettled, []
+        self._judging = self._judged(received, of_workers, open_threads)
+
+    def _go_on_judging(self, cpu_s: float) -> None:
+        """For so much CPU time, and a step."""
+        until_s = time.thread_time() + cpu_s
+        while self._judging and time.thread_time() < until_s:
+            if next(self._judging, _OVER) is _OVER:
+                self._judging = None
+
+    def _judged(self, received: list[Received], of_workers: list[Received], open_threads: Table) -> Iterator[None]:
+        """Judge these, and stop after each step."""
         try:
             of_host = self._meta(), self._cgroups.path, self._identities.of
-            for judged in self.pipeline.judge(received, open_threads, *of_host):
+            for judged in self.pipeline.judging(received, open_threads, *of_host):
+                if judged is None:
+                    yield
+                    continue
                 self._watch.served(judged.requests, judged.strings, judged.slow)
+                self._price.served(judged.requests)
                 self._publisher.publish(judged, on_verdicts=self.syscalls.trigger)
         except Exception:  # whatever one worker has sent, the others are served
             self.pipeline.inbox.dropped["judge_failed"] += len(received)
             logger.exception("%d messages could not be judged", len(received))
-        self.pipeline.lose(self._handover.take(self._unsettled))
-        self._unsettled = []
+        self.pipeline.lose(self._handover.take(of_workers))
 
     def _meta(self) -> Meta:
-        offset = clock.measure()
+        offset, now_ns = clock.measure(), time.monotonic_ns()
         return Meta(
             host=self._host,
             boot_id=self._boot,
@@ -355,6 +459,8 @@ class Agent:
             gpus=self._gpus.gpus() if self._gpus else [],
             gpu_majors=character_majors("nvidia"),
             runtime_locks={str(tgid): ranges for tgid, ranges in self.pipeline.inbox.runtime_locks.items()},
+            probes_off=self._price.probes_off(now_ns),
+            shed=self._price.shed_when(now_ns),
         )
 
     def _report(self) -> None:
@@ -363,6 +469,7 @@ class Agent:
         self.metrics.host_tcp(self._net.read())
         for row in self.pipeline.take_losses():
             self.metrics.lost(LOSS_NAMES[int(row["klass"])], int(row["count"]))
+            self._price.meter.lost(LOSS_NAMES[int(row["klass"])], int(row["count"]))
         for reason, total in (self._server.dropped + self.pipeline.inbox.dropped).items():
             self.metrics.dropped_messages(reason, total - self._dropped.get(reason, 0))
             self._dropped[reason] = total
@@ -384,8 +491,13 @@ class Agent:
             self.metrics.bpf_run_time((name, ns / 1e9) for name, (ns, runs) in times.items() if runs)
         if self._tls:
             self.metrics.tls(self._tls.reloads, self._tls.expires_unix_s)
-        usage = self._process.cpu_times()
-        self.metrics.agent(usage.user + usage.system, self._process.memory_info().rss)
+        if reading := self._price.turn():
+            self.metrics.agent(reading)
+            self.metrics.budget(self._price.budget.cpu, self._price.budget.rss_mib << 20)
+            self.metrics.shed(self._price.shed, self._price.changes)
+            self._pulse.shed(self._price.shed)
+        if of_probes := self._price.take_measured():
+            self.metrics.measured(of_probes)
 
 
 def run(config: Config, seconds: float | None = None, reload: Callable[[], Config] | None = None) -> int:
@@ -395,6 +507,7 @@ def run(config: Config, seconds: float | None = None, reload: Callable[[], Confi
     """
     with contextlib.suppress(OSError, RuntimeError):  # stderr is closed, or no file
         faulthandler.enable()  # systemd's watchdog ends a hung agent with SIGABRT: where it hung is logged
+    memory.return_what_is_large()
     stopping: list[int] = []
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda signum, _: stopping.append(signum))
@@ -423,6 +536,15 @@ def run(config: Config, seconds: float | None = None, reload: Callable[[], Confi
         service.notify("STOPPING=1")
         agent.close()
     return 0
+
+
+def _births(born: Mapping[int, int]) -> Table:
+    """THREAD_EVENT rows of processes that nobody saw begin: child -> parent."""
+    rows = np.zeros(len(born), THREAD_EVENT)
+    rows["kind"] = ThreadEventKind.BORN
+    rows["tid"] = rows["tgid"] = list(born)
+    rows["parent_tgid"] = list(born.values())
+    return rows
 
 
 def _options(config: Config) -> Options:

@@ -13,8 +13,9 @@ import numpy.typing as npt
 
 from tailspan.attribute.baseline import Baseline, SlowRule, is_slow
 from tailspan.attribute.culprits import cgroups_of_processes
-from tailspan.attribute.judge import judge
+from tailspan.attribute.judge import AT_ONCE, judge
 from tailspan.attribute.ledger import account, ledgers
+from tailspan.attribute.shedding import were_seen
 from tailspan.attribute.verdict import Verdict
 from tailspan.collect.host import device_name
 from tailspan.config import Config
@@ -24,6 +25,7 @@ from tailspan.timeline.cut import cut, narrow, select
 from tailspan.timeline.evidence import Evidence, Meta, Table
 from tailspan.timeline.inbox import Inbox, Received, Rows
 from tailspan.timeline.joins import Readers, join_threads
+from tailspan.timeline.related import related
 from tailspan.timeline.tables import LOSS
 from tailspan.timeline.threads import Threads
 from tailspan.timeline.window import Strings, Window
@@ -75,6 +77,7 @@ class Pipeline:
         self._random = random.Random(0)
         self._baseline = Baseline(_slow_rule(config))
         self._keep_all = config.store.keep == "all"
+        self._sheds_verdicts = False
         self._losses: list[Table] = []
         self._taken, self._readers = Taken(), Readers()
         self._keep_ns = int(config.window.seconds * 1e9)
@@ -83,6 +86,10 @@ class Pipeline:
         """Judge by its ``slow`` and ``store.keep`` from now on."""
         self._baseline.rule = _slow_rule(config)
         self._keep_all = config.store.keep == "all"
+
+    def shed_verdicts(self, shed: bool) -> None:
+        """Whether evidence is stored as it is from now on, to be judged when it is read."""
+        self._sheds_verdicts = shed
 
     def take(self, tables: Mapping[str, Table], thread_events: Table) -> None:
         """One drain of the kernel's rings: rows by table of the window."""
@@ -148,14 +155,15 @@ class Pipeline:
             parts.append(self._ledgers(self._cut(rows, part, open_threads, meta)))
             yield None
         table = np.concatenate(parts)
-        self._baseline.learn(requests, strings, slow, sample, table)
+        seen = were_seen(requests[sample], meta)
+        self._baseline.learn(requests, strings, slow, sample[seen], table[seen])
         kept = self._kept(requests, np.flatnonzero(slow | self._keep_all))
         if not len(kept):
             yield Judged(requests, strings, slow, sample, table, kept, Evidence(), {})
             return
         evidence = self._cut(rows, kept, open_threads, meta)
         evidence.likes = [likes[row] for row in kept.tolist()]
-        kept_evidence = narrow(evidence, np.arange(len(kept)))
+        kept_evidence = related(narrow(evidence, np.arange(len(kept))))
         cgroups = _cgroups(kept_evidence, cgroup_path)
         identities = identify(cgroups.values())
         kept_evidence.meta = replace(
@@ -168,7 +176,8 @@ class Pipeline:
         )
         yield None
         verdicts: dict[int, Verdict] = {}
-        for part in _slices(self._to_judge(kept_evidence.requests), self._verdict_s, VERDICTS_AT_ONCE):
+        at_once = AT_ONCE if self._keep_all else VERDICTS_AT_ONCE
+        for part in _slices(self._to_judge(kept_evidence.requests), self._verdict_s, at_once):
             verdicts |= self._verdicts(kept_evidence, part)
             yield None
         yield Judged(requests, strings, slow, sample, table, kept, kept_evidence, verdicts)
@@ -186,7 +195,7 @@ class Pipeline:
 
     def _ledgers(self, evidence: Evidence) -> npt.NDArray[np.int64]:
         before = time.thread_time()
-        table = ledgers(account(evidence), len(evidence.requests))
+        table = ledgers(account(related(evidence)), len(evidence.requests))
         self._ledger_s += 0.2 * ((time.thread_time() - before) / len(table) - self._ledger_s)
         return table
 
@@ -216,8 +225,8 @@ class Pipeline:
         return candidates[_slowest(requests[candidates], MAX_KEPT)]
 
     def _to_judge(self, requests: Table) -> npt.NDArray[np.int64]:
-        limit = len(requests)
-        if not self._keep_all:
+        limit = 0 if self._sheds_verdicts else len(requests)
+        if limit and not self._keep_all:
             limit = max(MIN_VERDICTS, int(VERDICT_BUDGET_S / self._verdict_s))
         return _slowest(requests, limit)
 

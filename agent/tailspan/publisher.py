@@ -106,6 +106,7 @@ class Publisher:
             self._metrics.unjudged()
         if judged.verdicts:
             on_verdicts()
+        if len(judged.kept):
             self._store.append(judged.evidence, [_index_row(judged, row) for row in range(len(judged.kept))])
 
     def not_stored(self) -> Mapping[str, int]:

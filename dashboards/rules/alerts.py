@@ -265,6 +265,15 @@ EVIDENCE = (
         "Its unit allows it half a CPU. At that limit it falls behind, and records are lost.",
         "agent",
     ),
+    Alert(
+        "TailspanShedding",
+        f"{semconv.SHED_LEVEL.name} > 0",
+        "15m",
+        Severity.WARNING,
+        "The agent on {{ $labels.instance }} does without {{ $value }} of what it does, to stay in its budget",
+        "Verdicts say what they lack. cost.md has the order in which it sheds.",
+        "agent",
+    ),
 )
 
 DELIVERY = (

@@ -320,6 +320,85 @@ VIEW = View(
                 {"{{instance}}": latest(semconv.AGENT_MEMORY, "instance")},
             ),
             Panel(
+                "How near is each agent to its budget?",
+                "CPU that it takes, as a share of budget.cpu; above 100 % for 10 s it sheds",
+                semconv.BUDGET_CPU,
+                "percentunit",
+                {
+                    "{{instance}}": f"{rate(semconv.AGENT_CPU, 'instance')} / "
+                    f"({latest(semconv.BUDGET_CPU, 'instance')} > 0)"
+                },
+            ),
+            Panel(
+                "... and to its memory budget?",
+                "Resident memory, as a share of budget.rss_mib",
+                semconv.BUDGET_MEMORY,
+                "percentunit",
+                {
+                    "{{instance}}": f"{latest(semconv.AGENT_MEMORY, 'instance')} / "
+                    f"({latest(semconv.BUDGET_MEMORY, 'instance')} > 0)"
+                },
+            ),
+            Panel(
+                "How many steps are shed?",
+                "Steps of docs/cost.md that each agent does without, to stay in its budget; verdicts say so",
+                semconv.SHED_LEVEL,
+                "short",
+                {"{{instance}}": latest(semconv.SHED_LEVEL, "instance")},
+            ),
+            Panel(
+                "Which steps are shed?",
+                "Agents that do without a step; empty while none is shed",
+                semconv.SHED_STEP,
+                "short",
+                {"{{step}}": f"{latest(semconv.SHED_STEP, 'step')} > 0"},
+                Look.STACK,
+            ),
+            Panel(
+                "Does it shed and take back by turns?",
+                "Steps shed and restored, a minute; many of both: the budget lies just at what it costs",
+                semconv.SHED_CHANGES,
+                "cpm",
+                {"{{direction}}": f"60 * {rate(semconv.SHED_CHANGES, 'direction')}"},
+            ),
+            Panel(
+                "What do its probes add to a request?",
+                "As last measured by tailspan cost --measure; lower and upper are the ends of the 95 % interval",
+                semconv.COST_DIFFERENCE,
+                "s",
+                {"{{quantile}} {{bound}}": highest(semconv.COST_DIFFERENCE, "quantile, bound")},
+                Look.TABLE,
+            ),
+            Panel(
+                "When was that measured?",
+                "Empty where it never was since the agent's start",
+                semconv.COST_MEASURED,
+                "dateTimeFromNow",
+                {"{{instance}}": f"1000 * {highest(semconv.COST_MEASURED, 'instance')}"},
+                Look.TABLE,
+            ),
+            Panel(
+                "How many threads does it have?",
+                "By instance; a number that only grows is a leak",
+                semconv.AGENT_THREADS,
+                "short",
+                {"{{instance}}": latest(semconv.AGENT_THREADS, "instance")},
+            ),
+            Panel(
+                "How many files does it have open?",
+                "File descriptors, by instance; a number that only grows is a leak",
+                semconv.AGENT_FILES,
+                "short",
+                {"{{instance}}": latest(semconv.AGENT_FILES, "instance")},
+            ),
+            Panel(
+                "How much memory has each agent held at most?",
+                "The most that was resident since its start",
+                semconv.AGENT_PEAK_MEMORY,
+                "bytes",
+                {"{{instance}}": latest(semconv.AGENT_PEAK_MEMORY, "instance")},
+            ),
+            Panel(
                 "How much of the recent past is held?",
                 "Rows in the live window, by table",
                 semconv.WINDOW_ROWS,

@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import pytest
@@ -88,6 +88,14 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+def kill(agents: Iterable[AgentProcess]) -> None:
+    """Those that still run."""
+    for agent in agents:
+        if agent.process.poll() is None:
+            agent.process.kill()
+            agent.process.wait()
+
+
 @pytest.fixture
 def run_agent(tmp_path: Path) -> Iterator[Callable[..., AgentProcess]]:
     agents: list[AgentProcess] = []
@@ -103,7 +111,4 @@ def run_agent(tmp_path: Path) -> Iterator[Callable[..., AgentProcess]]:
         return agents[-1]
 
     yield start
-    for agent in agents:
-        if agent.process.poll() is None:
-            agent.process.kill()
-            agent.process.wait()
+    kill(agents)

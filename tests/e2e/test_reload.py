@@ -16,7 +16,7 @@ import pytest
 
 from tailspan.attribute.causes import Cause
 from tests.conftest import eventually
-from tests.e2e.conftest import AgentProcess, free_port, metric
+from tests.e2e.conftest import AgentProcess, free_port, kill, metric
 from tests.e2e.test_explain import SERVE, assert_conserved, part
 from tests.workloads import LAST_CPU, cpu_cgroup, cpu_hog, program
 
@@ -75,10 +75,7 @@ def configured(tmp_path: Path) -> Iterator[Start]:
         return agents[-1]
 
     yield start
-    for agent in agents:
-        if agent.process.poll() is None:
-            agent.process.kill()
-            agent.process.wait()
+    kill(agents)
 
 
 @contextmanager
@@ -259,6 +256,8 @@ def test_processes_that_send_nothing_are_followed_by_unit_cgroup_port_and_pid(
         agent.says(f"no longer following pid {by_pid.pid} (pid)")
         eventually(lambda: not any(map(agent.follows, ("pid", "unit", "cgroup", "port"))), "none is counted")
         agent.stop()
+        in_cgroup.go()
+        assert in_cgroup.finish() == []  # its child has ended too
 
 
 #: Answers a byte by a byte, after 15 ms of CPU time.

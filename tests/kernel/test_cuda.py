@@ -476,3 +476,34 @@ def test_a_library_in_another_root_is_found(
 
     assert recorder.table("gpu_calls")["kind"].tolist() == [GpuCallKind.SYNC] * 7
     assert not (inside / "libcuda.so.1").exists()
+
+
+def test_what_is_lifted_is_off_until_the_next_poll(
+    source: BpfSource, recorder: Recorder, probes: CudaProbes, gpu: FakeGpu
+) -> None:
+    body = """
+        for line in sys.stdin:
+            for _ in range(7): device.synchronize()
+            print("done", flush=True)
+    """
+    with caller_that(body) as caller:
+        before = open_files()
+        _ready(source, probes, caller)
+        caller.go()
+        assert caller.line() == "done"
+        probes.lift()
+        assert probes.status().attached == 0
+        eventually(lambda: open_files() == before, "all links are closed")
+        caller.go()
+        assert caller.line() == "done"
+        # WHEN all else was off and on again too
+        source.pause()
+        source.resume()
+        eventually(lambda: (probes.poll([caller.pid]), probes.status().attached)[1] > 0, "they are back")
+        caller.go()
+        assert caller.line() == "done"
+    recorder.drain()
+
+    assert recorder.table("gpu_calls")["kind"].tolist() == [GpuCallKind.SYNC] * 14
+    probes.poll([])
+    assert probes.status().hits["sync"] == 14

@@ -22,7 +22,7 @@ from tailspan.config import Config, Export, Follow, Gpu, Otlp, Store, Tls
 from tailspan.errors import NotFoundError
 from tailspan.export.local import SegmentReader
 from tests.conftest import eventually
-from tests.workloads import program
+from tests.workloads import SLEEPY_WORKER, program
 
 pytestmark = pytest.mark.kernel
 
@@ -32,14 +32,8 @@ AS_SERVICE = (
     *("setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups", "--no-new-privs"),
     *("--inh-caps=-all,+bpf,+perfmon", "--ambient-caps=-all,+bpf,+perfmon", "--bounding-set=-all,+bpf,+perfmon"),
 )
-WORKER = """
-import tailspan.client
-client = tailspan.client.connect("worker", path=sys.argv[1])
-sys.stdin.readline()
-for number in range(23):
-    with client.request("infer", request_id=f"r{number}"):
-        time.sleep(0.003)
-print(client.dropped, flush=True)
+#: One that stays.
+WORKER = f"""{SLEEPY_WORKER}
 while True:
     time.sleep(0.01)
 """

@@ -20,7 +20,7 @@ from tailspan.errors import NotFoundError
 from tailspan.export.local import Entry, SegmentReader
 from tests.conftest import eventually
 from tests.fakes import build
-from tests.workloads import program
+from tests.workloads import SLEEPY_WORKER, program
 
 pytestmark = pytest.mark.kernel
 
@@ -220,20 +220,9 @@ def exported(library: Path) -> set[str]:
         os.close(file)
 
 
-WORKER = """
-import tailspan.client
-client = tailspan.client.connect("worker", path=sys.argv[1])
-sys.stdin.readline()
-for number in range(23):
-    with client.request("infer", request_id=f"r{number}"):
-        time.sleep(0.003)
-print(client.dropped)
-"""
-
-
 def test_requests_of_another_users_worker_are_explained(environment: dict[str, str], place: Path) -> None:
     # GIVEN an agent without root, and a worker that is root's, which nobody may not look at in /proc
-    with running_agent(environment, place) as log, program(WORKER, place / "worker.sock") as worker:
+    with running_agent(environment, place) as log, program(SLEEPY_WORKER, place / "worker.sock") as worker:
         worker.go()
         eventually(lambda: f"following pid {worker.pid} " in log.read_text(), "the worker is followed")
 

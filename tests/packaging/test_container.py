@@ -23,7 +23,7 @@ from tailspan.export.local import Entry, SegmentReader
 from tests.conftest import eventually
 from tests.packaging import root
 from tests.packaging.conftest import Built
-from tests.workloads import program
+from tests.workloads import SLEEPY_WORKER, program
 
 ROOT = Path(__file__).parents[2]
 RECIPE = ROOT / "packaging" / "container" / "Containerfile"
@@ -144,20 +144,9 @@ def contained(image: Path, place: Path) -> Iterator[Path]:
         assert running.wait(timeout=30) == 0, log.read_text()
 
 
-WORKER = """
-import tailspan.client
-client = tailspan.client.connect("contained", path=sys.argv[1])
-sys.stdin.readline()
-for number in range(23):
-    with client.request("infer", request_id=f"r{number}"):
-        time.sleep(0.003)
-print(client.dropped)
-"""
-
-
 @pytest.mark.kernel
 def test_with_two_capabilities_on_a_read_only_root_it_explains_requests(image: Path, tmp_path: Path) -> None:
-    with contained(image, tmp_path) as log, program(WORKER, tmp_path / "run/worker.sock") as worker:
+    with contained(image, tmp_path) as log, program(SLEEPY_WORKER, tmp_path / "run/worker.sock") as worker:
         status = (tmp_path / "run/worker.sock").stat()
         assert (f"{status.st_mode & 0o777:o}", status.st_gid) == ("660", int(GROUP))
         worker.go()

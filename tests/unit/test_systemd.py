@@ -46,7 +46,7 @@ def test_it_runs_commands_that_exist() -> None:
 def test_it_tells_systemd_when_it_is_ready_and_that_it_lives() -> None:
     assert setting("Type") == "notify"
     # Its loop turns in milliseconds, and a sign of life comes every third of this.
-    assert int(setting("WatchdogSec").removesuffix("s")) * 1000 > 100 * Config().agent.judge_ms
+    assert int(setting("WatchdogSec").removesuffix("s")) * 1000 > 50 * Config().agent.judge_ms
 
 
 def test_the_socket_is_the_one_that_the_configuration_names() -> None:

@@ -14,6 +14,7 @@ from tailspan.attribute.gpu_words import gpu_of, latest_sample
 from tailspan.attribute.intervals import Ints
 from tailspan.attribute.join_words import join_name, join_notes
 from tailspan.attribute.ledger import account, ledgers
+from tailspan.attribute.shedding import BY_NAME, GPU_CALLS, SLICES, in_words, overlap_ns, shed_during
 from tailspan.attribute.verdict import (
     Alternative,
     Culprit,
@@ -40,6 +41,7 @@ COVERAGE_FLOOR = 0.9
 #: A cause is named only if it explains at least this much more than normal, and this share of the excess.
 NAME_FLOOR_NS = 1_000_000
 NAME_SHARE = 0.25
+_MEASURED = "probes were off: cost was being measured"
 #: How sure a verdict is whose thread was inferred from what its process did.
 INFERRED = 0.7
 
@@ -96,7 +98,7 @@ def _verdict(evidence: Evidence, index: int, witness: Witness, ns: list[int]) ->
         confidence=confidence,
         excess_ns=excess,
         alternatives=_alternatives(ranked, named),
-        ruled_out=_ruled_out(evidence, ns, gpu),
+        ruled_out=_ruled_out(evidence, ns, gpu, trust),
         waterfall=steps,
         trust=trust,
         chain=longest.chain if longest else (),
@@ -158,7 +160,13 @@ def _trust(evidence: Evidence, index: int, unknown_ns: int, wall_ns: int, like: 
     losses = evidence.losses
     begin = began(evidence.requests[index : index + 1])[0]
     touching = (losses["end_mono_ns"] > begin) & (losses["start_mono_ns"] < row["end_mono_ns"])
+    end = int(row["end_mono_ns"])
+    shed = shed_during(evidence.meta, int(begin), end)
+    off_ns = overlap_ns(evidence.meta.probes_off, int(begin), end)
     notes = join_notes(evidence, index)
+    notes += [f"for {ms(off_ns)} ms {_MEASURED}"] if off_ns else []
+    told = (one for one in shed if one.step != GPU_CALLS or evidence.meta.gpus)
+    notes += filter(None, map(in_words, told))
     notes += [f"probe {name} is off: {why}" for name, why in sorted(evidence.meta.missing_probes.items())]
     if like.n < MIN_LIKE:
         notes.append(f"no baseline: {like.n} like requests, {MIN_LIKE} are needed")
@@ -168,6 +176,8 @@ def _trust(evidence: Evidence, index: int, unknown_ns: int, wall_ns: int, like: 
         clock_error_ns=evidence.meta.clock_error_ns,
         gpu_sample_age_ns=_sample_age(evidence, index, gpu),
         notes=tuple(notes),
+        shed=shed,
+        probes_off_ns=off_ns,
     )
 
 
@@ -214,14 +224,21 @@ def _alternatives(ranked: list[Part], named: Part | None) -> tuple[Alternative, 
     )
 
 
-def _ruled_out(evidence: Evidence, ns: list[int], gpu: int) -> tuple[str, ...]:
-    """Accusing causes that could be seen and took less than NAME_FLOOR_NS."""
+def _ruled_out(evidence: Evidence, ns: list[int], gpu: int, trust: Trust) -> tuple[str, ...]:
+    """Accusing causes that could be seen and took less than NAME_FLOOR_NS, also where all that was not seen was of
+    them."""
     unseen = set(evidence.meta.missing_probes)
     unseen |= {"gpu", "nvml"} if gpu < 0 else set()
+    shed = [BY_NAME[one.step] for one in trust.shed]
+    unseen |= {step.unseen_probe for step in shed}
+    unknowable = {cause for step in shed for cause in step.unseen}
     return tuple(
         info.label
         for cause, info in CAUSES.items()
-        if info.accuses and ns[cause] < NAME_FLOOR_NS and info.probe not in unseen
+        if info.accuses
+        and ns[cause] + trust.probes_off_ns < NAME_FLOOR_NS
+        and info.probe not in unseen
+        and cause not in unknowable
     )
 
 
@@ -238,8 +255,9 @@ def _sentence(
     if outcome is Outcome.INCONCLUSIVE:
         if trust.coverage < COVERAGE_FLOOR:
             unseen = ms(round(request.wall_ns * (1 - trust.coverage)))
-            why = f"{trust.lost} records lost in its window" if request.tid else "its thread is not known"
-            return f"Inconclusive: {unseen} of {ms(request.wall_ns)} ms could not be seen ({why})."
+            return (
+                f"Inconclusive: {unseen} of {ms(request.wall_ns)} ms could not be seen ({_why(trust, request)})."
+            )
         return f"Inconclusive: {ms(excess)} ms above normal, and no single cause explains a quarter of it."
     if outcome is Outcome.NORMAL:
         return f"Not slow: within {ms(max(excess, 0))} ms of the median of {like.n} like requests."
@@ -247,10 +265,17 @@ def _sentence(
     against = "above normal" if like.n >= MIN_LIKE else "in all, with no baseline to compare"
     # Other parts may be below their norm: a cause never explains more than there is to explain.
     explained = min(named.excess_ns, excess)
-    return f"{ms(excess)} ms {against}. {ms(explained)} ms of it: {_because(named, culprit, longest)}."
+    return f"{ms(excess)} ms {against}. {ms(explained)} ms of it: {_because(named, culprit, longest, trust)}."
 
 
-def _because(named: Part, culprit: Culprit | None, longest: Step | None) -> str:
+def _why(trust: Trust, request: RequestFacts) -> str:
+    """Of a request that could not be seen."""
+    if trust.probes_off_ns:
+        return _MEASURED
+    return f"{trust.lost} records lost in its window" if request.tid else "its thread is not known"
+
+
+def _because(named: Part, culprit: Culprit | None, longest: Step | None, trust: Trust) -> str:
     thread = f"{longest.comm} thread {longest.tid}" if longest and longest.tid else "the request"
     of, where = thread, ""
     if longest and longest.chain:
@@ -260,6 +285,9 @@ def _because(named: Part, culprit: Culprit | None, longest: Step | None) -> str:
     who = described(culprit) if culprit else ""
     alone = _not_alone(named, culprit) if culprit else ""
     said = _of_cause(named.cause, f"{of}{where}", culprit, who)
+    if named.cause is Cause.RUN_QUEUE and culprit is None:
+        of_slices = [in_words(one) for one in trust.shed if one.step == SLICES]
+        said = f"{of}{where} was ready to run, and {of_slices[0]}" if of_slices else said
     if named.cause in (Cause.RUN_QUEUE, Cause.IRQ) and longest and _inverted(longest.chain):
         alone += " (priority inversion: it runs at a lower priority than who waits for it)"
     return f"{said}{alone}" if said else f"{thread}{where}: {CAUSES[named.cause].words}"

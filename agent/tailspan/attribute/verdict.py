@@ -125,12 +125,22 @@ class Like:
 
 
 @dataclass(frozen=True, slots=True)
+class Shed:
+    """Something that the agent did without while the request ran."""
+
+    step: str  #: name of a step in attribute.shedding
+    why: str  #: which budget the agent was above: cpu or memory
+
+
+@dataclass(frozen=True, slots=True)
 class Trust:
     coverage: float  #: share of the wall time that is not ``unknown``
     lost: int  #: records and messages lost in the request's window, all classes
     clock_error_ns: int  #: bound on the error between the worker's clock and the kernel's
     gpu_sample_age_ns: int | None  #: None: no GPU facts were used
     notes: tuple[str, ...]  #: probes that were off, evicted rows, missing threads
+    shed: tuple[Shed, ...] = ()  #: in the order that it is shed in
+    probes_off_ns: int = 0  #: of the wall time: all were off, to measure what they cost
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,20 @@ from tailspan import __version__
 from tailspan.errors import UsageError
 
 #: In the order of ``--help``: asking first, running last.
-COMMANDS = ("explain", "slow", "top", "health", "syscalls", "stacks", "check", "config", "replay", "record", "run")
+COMMANDS = (
+    "explain",
+    "slow",
+    "top",
+    "health",
+    "cost",
+    "syscalls",
+    "stacks",
+    "check",
+    "config",
+    "replay",
+    "record",
+    "run",
+)
 
 EXAMPLES = """
   tailspan check                     what works on this machine, and what does not

@@ -93,8 +93,8 @@ class Cgroups:
 def _cpu_hierarchy(mounts: Path = Path("/proc/self/mounts")) -> Path:
     """Where the hierarchy is mounted whose ids the BPF programs report."""
     v1 = cpu_controller_is_v1(mounts)
-    for line in mounts.read_text().splitlines():
-        _, at, kind, flags, *_ = line.split()
-        if (v1 and kind == "cgroup" and "cpu" in flags.split(",")) or (not v1 and kind == "cgroup2"):
-            return Path(at)
+    for line in filter(None, mounts.read_bytes().split(b"\n")):  # in bytes, as there
+        _, at, kind, flags, *_ = line.split(b" ")
+        if (v1 and kind == b"cgroup" and b"cpu" in flags.split(b",")) or (not v1 and kind == b"cgroup2"):
+            return Path(os.fsdecode(at))
     return Path("/sys/fs/cgroup")

@@ -345,7 +345,7 @@ def _is_unit(part: str) -> bool:
 @functools.lru_cache(_MAX_CGROUPS)
 def cgroup_paths(text: bytes) -> tuple[str, ...]:
     """Paths of /proc/PID/cgroup. From inside another cgroup namespace they begin with "..", up to its root."""
-    paths = (line.split(":", 2)[2] for line in os.fsdecode(text).splitlines() if line.count(":") >= 2)
+    paths = (line.split(":", 2)[2] for line in os.fsdecode(text).split("\n") if line.count(":") >= 2)
     return tuple(dict.fromkeys(re.sub(r"^(?:/\.\.)+(?=/|$)", "", path) or "/" for path in paths))
 
 

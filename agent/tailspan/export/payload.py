@@ -92,6 +92,7 @@ def _decode(raw: bytes) -> Evidence:
     offset = _LENGTH.size + head_length
     head = msgpack.unpackb(raw[_LENGTH.size : offset], raw=False)
     tables: dict[str, Table] = {}
+    grown = 0  # bytes of the tables in memory, whose rows may be longer than they were written
     for name, rows, itemsize, stored_columns in head["tables"]:
         _require(
             _is_count(rows) and _is_count(itemsize) and 0 < itemsize <= MAX_ROW,
@@ -100,6 +101,8 @@ def _decode(raw: bytes) -> Evidence:
         end = offset + rows * itemsize
         _require(end <= len(raw), f"table {name!r:.40} is cut off")
         if name in TABLES:
+            grown += rows * TABLES[name].itemsize
+            _require(grown <= MAX_RAW, "its tables are larger than any that are stored")
             tables[name] = _table(TABLES[name], rows, itemsize, stored_columns, raw[offset:end])
         offset = end
     evidence = Evidence(
@@ -113,8 +116,6 @@ def _decode(raw: bytes) -> Evidence:
 
 
 def _table(dtype: np.dtype[Any], rows: int, itemsize: int, stored_columns: list[Any], data: bytes) -> Table:
-    # Rows that grow on reading must not grow without bound: 1-byte rows would become 160-byte ones.
-    _require(rows * dtype.itemsize <= MAX_RAW, "a table is larger than any that is stored")
     stored = np.frombuffer(data, _stored_dtype(itemsize, stored_columns), rows)
     table: Table = np.zeros(rows, dtype)
     for path, type_string, _ in columns(dtype):
@@ -164,8 +165,10 @@ def _meta(body: dict[str, Any]) -> Meta:
             _require(all(isinstance(gpu, dict) and _is_text_map(gpu) for gpu in value), "meta gpus")
         elif field.name == "gpu_majors":
             _require(all(map(_is_count, value)), "meta gpu_majors")
-        elif field.name == "runtime_locks":
-            _require(all(_is_ranges(item) for item in value.values()), "meta runtime_locks")
+        elif field.name == "probes_off":
+            _require(_is_ranges(value), "meta probes_off")
+        elif field.name in ("runtime_locks", "shed"):
+            _require(all(_is_ranges(item) for item in value.values()), f"meta {field.name}")
         elif isinstance(value, dict):
             maps = list(value.values()) if field.name in ("resources", "identities") else [value]
             _require(all(_is_text_map(item) for item in maps), f"meta {field.name}")

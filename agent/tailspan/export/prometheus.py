@@ -5,9 +5,11 @@
 
 from __future__ import annotations
 
+import math
 import signal
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +17,7 @@ import numpy.typing as npt
 from tailspan import __version__
 from tailspan.attribute.causes import Cause
 from tailspan.attribute.health import HostHealth
+from tailspan.attribute.shedding import STEPS
 from tailspan.attribute.verdict import CulpritKind, Outcome
 from tailspan.export import semconv
 from tailspan.export.families import Histogram, LabelSets, Number, Numbers, Registry, Snapshot
@@ -47,7 +50,24 @@ _DROPS = (SPOOL_FULL, REFUSED, REJECTED)
 _REFUSALS = ("malformed", "oversized", "foreign_uid", "unknown_sender", "backlog")
 _RELOADS = ("applied", "failed")
 _REASONS = ("socket", "otlp", "pid", "unit", "cgroup", "container", "executable", "port", "peer")
+_DIRECTIONS = ("shed", "restored")
+_COMPARED, _BOUNDS = ("p50", "p99", "mean", "cpu"), ("estimate", "lower", "upper")
 _BREAKS = ("no_parent", "no_root", "trace_changed", "late", "unended", "backwards", "bad_id")
+
+
+class Reading(Protocol):
+    """What the agent costs: tailspan.cost.meter.Reading."""
+
+    @property
+    def cpu_s(self) -> float: ...  #: in total
+    @property
+    def rss(self) -> int: ...  #: bytes
+    @property
+    def peak_rss(self) -> int: ...
+    @property
+    def threads(self) -> int: ...
+    @property
+    def files(self) -> int: ...
 
 
 class _RequestLabels:
@@ -375,10 +395,37 @@ class Metrics:
         for reason in {*_BREAKS, *broken}:
             self._of(semconv.OTLP_BROKEN_SPANS).advance(reason, total=broken.get(reason, 0))
 
-    def agent(self, cpu_seconds: float, resident_bytes: int) -> None:
-        """What the agent itself costs: CPU seconds in total, memory now."""
-        self._of(semconv.AGENT_CPU).advance(total=cpu_seconds)
-        self._of(semconv.AGENT_MEMORY).set(to=resident_bytes)
+    def agent(self, reading: Reading) -> None:
+        """What the agent itself costs."""
+        self._of(semconv.AGENT_CPU).advance(total=reading.cpu_s)
+        self._of(semconv.AGENT_MEMORY).set(to=reading.rss)
+        self._of(semconv.AGENT_PEAK_MEMORY).set(to=reading.peak_rss)
+        self._of(semconv.AGENT_THREADS).set(to=reading.threads)
+        self._of(semconv.AGENT_FILES).set(to=reading.files)
+
+    def budget(self, cpu: float, rss_bytes: int) -> None:
+        """CPUs and bytes that the agent may take; 0: no bound."""
+        self._of(semconv.BUDGET_CPU).set(to=cpu)
+        self._of(semconv.BUDGET_MEMORY).set(to=rss_bytes)
+
+    def shed(self, steps: Collection[str], changes: Mapping[str, int]) -> None:
+        """Steps of attribute.shedding that are shed now; ``changes`` in total, by direction."""
+        self._of(semconv.SHED_LEVEL).set(to=len(steps))
+        for step in STEPS:
+            self._of(semconv.SHED_STEP).set(step.name, to=float(step.name in steps))
+        for direction in _DIRECTIONS:
+            self._of(semconv.SHED_CHANGES).advance(direction, total=changes.get(direction, 0))
+
+    def measured(self, differences: Mapping[str, tuple[float, float, float]]) -> None:
+        """What probes add to a request: p50, p99, ... -> seconds, and the bounds of the 95 % interval.
+
+        One that could not be told this time is not that of the time before.
+        """
+        family = self._of(semconv.COST_DIFFERENCE)
+        for name in _COMPARED:
+            for bound, value in zip(_BOUNDS, differences.get(name, (math.nan,) * len(_BOUNDS)), strict=True):
+                family.set(name, bound, to=value)
+        self._of(semconv.COST_MEASURED).set(to=time.time())
 
     def bpf_run_time(self, programs: Iterable[tuple[str, float]]) -> None:
         """(program, run time in seconds, in total); not called where the kernel keeps none."""

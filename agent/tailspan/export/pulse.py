@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 
 from tailspan.attribute.health import Grade, HostHealth
 from tailspan.export.health import Json, as_json
@@ -30,6 +30,7 @@ class Pulse:
         self._unready = "starting"
         self._is_stopping = False
         self._health = HostHealth()
+        self._shed: tuple[str, ...] = ()
         self._turns: deque[tuple[int, int, str]] = deque(maxlen=TURNS)  # records, lost, why one was not stored
         self._records = self._lost = 0  # since the last turn
         self._not_stored: dict[str, int] = {}
@@ -52,6 +53,10 @@ class Pulse:
         self._health = health
         self._unready = missing or self._blind() or self._full()
 
+    def shed(self, steps: Collection[str]) -> None:
+        """What it does without now, to stay in its budget: that makes verdicts poorer, not absent."""
+        self._shed = tuple(steps)
+
     def stopping(self) -> None:
         self._is_stopping = True
 
@@ -71,7 +76,7 @@ class Pulse:
 
     def answer(self) -> Json:
         """What `tailspan health` is told."""
-        return {"ok": True, "unready": self.unready(), **as_json(self.health())}
+        return {"ok": True, "unready": self.unready(), "shed": list(self._shed), **as_json(self.health())}
 
     def knows(self) -> bool:
         """Whether one that is not among the workers is none: after a start they need a while to be heard of."""

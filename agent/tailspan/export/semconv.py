@@ -258,6 +258,25 @@ GPU_SAMPLE_AGE = Attribute(
 NOTES = Attribute(
     "tailspan.notes", "string[]", "", ("verdict",), "what the evidence lacked: probes off, rows evicted", "verdict"
 )
+SHED = Attribute(
+    "tailspan.shed",
+    "string[]",
+    "",
+    ("verdict",),
+    "what the agent did without meanwhile, because it was above its budget: "
+    "syscalls, gpu_calls, slices, short_waits, verdicts",
+    "agent",
+    DEVELOPMENT,
+)
+PROBES_OFF = Attribute(
+    "tailspan.probes_off",
+    "double",
+    "s",
+    ("verdict",),
+    "part of the wall time in which all probes were off, to measure what they cost",
+    "agent",
+    DEVELOPMENT,
+)
 RULED_OUT = Attribute(
     "tailspan.ruled_out", "string[]", "", ("verdict",), "causes looked for and not found", "verdict"
 )
@@ -546,6 +565,47 @@ BUILD_INFO = _own(
 AGENT_CPU = _own("tailspan.agent.cpu", "counter", "s", (), "CPU time of the agent itself")
 AGENT_MEMORY = _own(
     "tailspan.agent.resident_memory", "updowncounter", "By", (), "Resident memory of the agent itself"
+)
+AGENT_PEAK_MEMORY = _new(
+    "tailspan.agent.peak_memory", "updowncounter", "By", (), "The most that the agent's resident memory has been"
+)
+AGENT_THREADS = _new("tailspan.agent.threads", "updowncounter", "{thread}", (), "Threads of the agent itself")
+AGENT_FILES = _new(
+    "tailspan.agent.open_files", "updowncounter", "{file}", (), "File descriptors that the agent itself has open"
+)
+BUDGET_CPU = _new(
+    "tailspan.budget.cpu", "gauge", "{cpu}", (), "What the agent may take of one CPU, budget.cpu; 0: no bound"
+)
+BUDGET_MEMORY = _new(
+    "tailspan.budget.memory", "updowncounter", "By", (), "What the agent may hold, budget.rss_mib; 0: no bound"
+)
+SHED_LEVEL = _new(
+    "tailspan.shed.level", "updowncounter", "{step}", (), "Steps that are shed now, because of the budget"
+)
+SHED_STEP = _new(
+    "tailspan.shed.step",
+    "updowncounter",
+    "1",
+    ("step",),
+    "1 if it is shed: syscalls, gpu_calls, slices, short_waits, verdicts, in this order",
+)
+SHED_CHANGES = _new(
+    "tailspan.shed.changes",
+    "counter",
+    "{step}",
+    ("direction",),
+    "Steps that were shed, or restored",
+)
+COST_DIFFERENCE = _new(
+    "tailspan.cost.difference",
+    "gauge",
+    "s",
+    ("quantile", "bound"),
+    "What probes add to a request, as last measured by `tailspan cost --measure`: p50, p99, mean of its wall "
+    "time, and cpu, the CPU time of its process; bound lower and upper: of the 95 % interval",
+)
+COST_MEASURED = _new(
+    "tailspan.cost.measured_timestamp", "gauge", "s", (), "When that was measured, in Unix time; absent until then"
 )
 BPF_RUN_TIME = Metric(
     "tailspan.bpf.run",
@@ -1217,7 +1277,9 @@ TOPICS: dict[str, tuple[Metric, ...]] = {
     ),
     "OTLP in": (OTLP_RECEIVED, OTLP_REFUSED, OTLP_BROKEN_SPANS),
     "The agent": (
-        *(BUILD_INFO, AGENT_CPU, AGENT_MEMORY, BPF_RUN_TIME, PROBE_ATTACHED, WINDOW_ROWS, RECORDS, LOST_RECORDS),
+        *(BUILD_INFO, AGENT_CPU, AGENT_MEMORY, AGENT_PEAK_MEMORY, AGENT_THREADS, AGENT_FILES, BPF_RUN_TIME),
+        *(BUDGET_CPU, BUDGET_MEMORY, SHED_LEVEL, SHED_STEP, SHED_CHANGES, COST_DIFFERENCE, COST_MEASURED),
+        *(PROBE_ATTACHED, WINDOW_ROWS, RECORDS, LOST_RECORDS),
         *(DROPPED_MESSAGES, EXPORTED, EXPORT_DROPPED, LABEL_OVERFLOWS),
         *(FOLLOWED_PROCESSES, CONFIG_RELOADS, CONFIG_LAST_RELOAD, TLS_RELOADS, TLS_EXPIRES),
     ),

@@ -227,6 +227,8 @@ def _verdict_attributes(verdict: Verdict) -> dict[str, Value]:
     _put(attributes, semconv.CHAIN, [_hop_in_words(hop) for hop in verdict.chain])
     _put(attributes, semconv.FACTS, list(verdict.facts))
     _put(attributes, semconv.NOTES, list(trust.notes))
+    _put(attributes, semconv.SHED, [one.step for one in trust.shed])
+    _put(attributes, semconv.PROBES_OFF, trust.probes_off_ns * _NS)
     _put(attributes, semconv.RULED_OUT, list(verdict.ruled_out))
     _put(attributes, semconv.ALTERNATIVES, [_in_words(other) for other in verdict.alternatives])
     return attributes

@@ -89,6 +89,10 @@ class Meta:
     gpus: list[dict[str, str]] = field(default_factory=list)
     #: major numbers of the NVIDIA driver's character devices
     gpu_majors: list[int] = field(default_factory=list)
+    #: [from, to) of CLOCK_MONOTONIC: every probe was off, because their cost was being measured; disjoint
+    probes_off: list[list[int]] = field(default_factory=list)
+    #: what the agent did without, ``step/why`` (see attribute.shedding) -> when, likewise
+    shed: dict[str, list[list[int]]] = field(default_factory=dict)
 
 
 @dataclass(slots=True)

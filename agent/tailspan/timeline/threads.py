@@ -132,6 +132,7 @@ class Threads:
         self._gone.append(thread)
         if len(self._gone) > self._max_gone:
             forgotten = self._gone.pop(0)
-            key = (forgotten.tgid, forgotten.ns_tid)
-            if self._by_ns.get(key) == forgotten.tid and forgotten.tid not in self._live:
+            key, again = (forgotten.tgid, forgotten.ns_tid), self._live.get(forgotten.tid)
+            # Unless the number lives again, of the same name: another process' thread leaves the old name behind.
+            if self._by_ns.get(key) == forgotten.tid and not (again and (again.tgid, again.ns_tid) == key):
                 del self._by_ns[key]

@@ -85,7 +85,11 @@ def as_json(verdict: Verdict) -> dict[str, Any]:
             }
             for step in verdict.waterfall
         ],
-        "trust": {**asdict(verdict.trust), "notes": list(verdict.trust.notes)},
+        "trust": {
+            **asdict(verdict.trust),
+            "notes": list(verdict.trust.notes),
+            "shed": [asdict(one) for one in verdict.trust.shed],
+        },
     }
 
 

@@ -27,12 +27,18 @@ def as_text(answer: Json, width: int = 80) -> str:
         lines.append("no worker has said that it serves requests")
     if answer["ungraded"]:
         lines.append(f"{answer['ungraded']} more processes of workers are not told apart")
-    return "\n".join([*_not_ready(answer["unready"], width), *lines])
+    return "\n".join([*_not_ready(answer["unready"], width), *_sheds(answer.get("shed", []), width), *lines])
 
 
 def _not_ready(why: str, width: int) -> Iterator[str]:
     if why:
         yield from wrap(f"the agent is not ready: {plain(why)}", width)
+
+
+def _sheds(steps: list[str], width: int) -> Iterator[str]:
+    if steps:
+        what = ", ".join(map(plain, steps))
+        yield from wrap(f"the agent sheds {what} to stay in its budget: see tailspan cost", width)
 
 
 def _row(name: str, grade: Json) -> Row:

@@ -42,14 +42,15 @@ class Summary:
     p50_ms: float
     p90_ms: float
     p99_ms: float
+    p999_ms: float
     max_ms: float
     sent_late_max_ms: float
 
     def __str__(self) -> str:
+        ms = f"p50 {self.p50_ms:.1f}  p90 {self.p90_ms:.1f}  p99 {self.p99_ms:.1f}  p99.9 {self.p999_ms:.1f}"
         return (
             f"{self.count} requests, {self.errors} errors, {self.throughput_per_s:.1f}/s in {self.seconds:.1f} s\n"
-            f"latency ms: p50 {self.p50_ms:.1f}  p90 {self.p90_ms:.1f}  p99 {self.p99_ms:.1f}"
-            f"  max {self.max_ms:.1f}  (sent late by at most {self.sent_late_max_ms:.1f})"
+            f"latency ms: {ms}  max {self.max_ms:.1f}  (sent late by at most {self.sent_late_max_ms:.1f})"
         )
 
 
@@ -123,14 +124,15 @@ def summarise(rows: list[Row]) -> Summary:
         p50_ms=percentile(latencies, 50),
         p90_ms=percentile(latencies, 90),
         p99_ms=percentile(latencies, 99),
+        p999_ms=percentile(latencies, 99.9),
         max_ms=latencies[-1],
         sent_late_max_ms=max(row.sent_late_ms for row in rows),
     )
 
 
-def percentile(ordered: list[float], percent: int) -> float:
-    """The smallest value that ``percent`` % of them do not exceed."""
-    return ordered[max(0, -(-len(ordered) * percent // 100) - 1)]
+def percentile(ordered: list[float], percent: float) -> float:
+    """The smallest value that ``percent`` % of them do not exceed; to a tenth."""
+    return ordered[max(0, -(-len(ordered) * round(percent * 10) // 1000) - 1)]
 
 
 def main() -> int:

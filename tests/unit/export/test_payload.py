@@ -173,7 +173,7 @@ def test_rows_that_would_grow_past_the_bound_on_reading_are_refused(monkeypatch:
     monkeypatch.setattr(payload, "MAX_RAW", 100_000)
     head, _ = _parts(_encoded(Evidence()))
     head["tables"] = [["cycles", 1000, 1, []]]
-    with pytest.raises(SegmentError, match="larger than any that is stored"):
+    with pytest.raises(SegmentError, match="larger than any that are stored"):
         payload.decode(_joined(head, bytes(1000)))
 
 
@@ -196,3 +196,15 @@ def test_any_single_changed_byte_is_refused_or_decoded_but_nothing_else_is_raise
     raw[at] = data.draw(st.integers(0, 255))
     with contextlib.suppress(SegmentError):
         payload.decode(bytes(raw))
+
+
+def test_tables_are_bounded_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    # GIVEN tables of which each may be read, and that come to more than any that are stored
+    monkeypatch.setattr(payload, "MAX_RAW", 100_000)
+    head, _ = _parts(_encoded(Evidence()))
+    rows = 60_000 // TABLES["slices"].itemsize
+    head["tables"] = [["slices", rows, 1, []]]
+    assert len(payload.decode(_joined(head, bytes(rows))).slices) == rows
+    head["tables"] += [["cycles", 60_000 // TABLES["cycles"].itemsize, 1, []]]
+    with pytest.raises(SegmentError, match="larger than any that are stored"):
+        payload.decode(_joined(head, bytes(2 * rows)))

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 import signal
 import time
 from collections import Counter
@@ -15,6 +16,7 @@ from tailspan.attribute import health
 from tailspan.attribute.causes import N_CAUSES, Cause
 from tailspan.attribute.health import PARTS, Grade, HostHealth, Part, WorkerHealth
 from tailspan.attribute.verdict import CulpritKind, Outcome
+from tailspan.cost.meter import Reading
 from tailspan.export import prometheus, semconv
 from tailspan.export.exposition import Exposition
 from tailspan.export.otlp.breaker import State
@@ -131,7 +133,10 @@ def _fill(metrics: Metrics) -> None:
     metrics.probes({"sched": True, "irq": False})
     metrics.window({"cycles": 1000})
     metrics.exporter("otlp", 5, {"queue_full": 2})
-    metrics.agent(1.5, 60 << 20)
+    metrics.agent(Reading(0.0, 1.5, 60 << 20, 61 << 20, 3, 143))
+    metrics.budget(0.25, 256 << 20)
+    metrics.shed({"syscalls": "cpu", "slices": "cpu"}, {"shed": 3, "restored": 1})
+    metrics.measured({"p50": (0.001, 0.0005, 0.0015)})
     metrics.bpf_run_time([("on_sched_switch", 0.25)])
     metrics.health(_health("web"))
     metrics.followed({"socket": 2, "peer": 3})
@@ -321,6 +326,23 @@ def test_a_node_that_is_busy_in_an_ordinary_way_stays_below_5000_series_with_all
 
     assert 2000 < series_count(metrics.registry) < 4000
     assert _value(metrics, "tailspan_label_overflows_total", metric="tailspan_request_duration_seconds") is None
+
+
+def test_what_is_shed_and_what_was_measured_last_is_told(metrics: Metrics) -> None:
+    metrics.shed({"syscalls": "cpu", "slices": "cpu"}, {"shed": 3, "restored": 1})
+    metrics.measured({"p50": (0.001, 0.0005, 0.0015), "cpu": (0.002, 0.001, 0.003)})
+    assert _value(metrics, "tailspan_shed_level") == 2
+    assert _value(metrics, "tailspan_shed_step", step="slices") == 1
+    assert _value(metrics, "tailspan_shed_step", step="verdicts") == 0
+    assert _value(metrics, "tailspan_shed_changes_total", direction="shed") == 3
+    assert _value(metrics, "tailspan_cost_difference_seconds", quantile="cpu", bound="upper") == 0.003
+    # WHEN the next measurement cannot tell one of them, THEN that of before does not stand for it
+    metrics.measured({"p50": (0.003, 0.002, 0.004)})
+    assert _value(metrics, "tailspan_cost_difference_seconds", quantile="p50", bound="estimate") == 0.003
+    told = _value(metrics, "tailspan_cost_difference_seconds", quantile="cpu", bound="upper")
+    assert told is not None and math.isnan(told)
+    metrics.shed({}, {"shed": 3, "restored": 3})
+    assert _value(metrics, "tailspan_shed_level") == 0
 
 
 def test_a_slow_request_leaves_the_ids_of_its_span_as_an_exemplar(metrics: Metrics) -> None:

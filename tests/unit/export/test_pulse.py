@@ -98,5 +98,8 @@ def test_who_is_not_among_the_workers_is_none_only_after_a_while(beating: Pulse,
 def test_the_control_socket_is_told_all_of_it(beating: Pulse) -> None:
     answer = beating.answer()
     assert (answer["ok"], answer["unready"], answer["workers"]) == (True, "starting", [])
+    assert answer["shed"] == []
+    beating.shed(["slices"])
+    assert beating.answer()["shed"] == ["slices"]
     turn(beating)
     assert [worker["service"] for worker in beating.answer()["workers"]] == ["web"]

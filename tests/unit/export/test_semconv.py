@@ -55,7 +55,9 @@ def test_everything_has_a_meaning_in_words() -> None:
 
 #: As scraped. Dashboards, alerts and rules of others are written with these.
 OURS = """
-agent_cpu_seconds_total agent_resident_memory_bytes bpf_run_seconds_total build_info dropped_messages_total
+agent_cpu_seconds_total agent_resident_memory_bytes agent_peak_memory_bytes agent_threads agent_open_files
+budget_cpu budget_memory_bytes shed_level shed_step shed_changes_total cost_difference_seconds
+cost_measured_timestamp_seconds bpf_run_seconds_total build_info dropped_messages_total
 export_dropped_total exported_total forgotten_requests_total gpu_call_duration_seconds gpu_calls_total
 gpu_clock_event_seconds_total gpu_clock_hertz gpu_clock_limit_hertz gpu_dram_utilization_ratio gpu_info
 gpu_memory_busy_ratio gpu_memory_reserved_bytes gpu_nvlink_io_bytes_total gpu_nvml_attempts_total

@@ -9,11 +9,12 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tailspan.export.otlp import files
-from tailspan.export.otlp.record import HEADER_SIZE, MAGIC, Batch, Counts, encode
+from tailspan.export.otlp.record import HEADER_SIZE, MAGIC, MOST, Batch, Counts, encode
 from tailspan.export.otlp.spool import Spool
 from tailspan.wire.otlp import Origin
 
@@ -402,3 +403,21 @@ def test_a_damaged_mark_too_raises_nothing_and_keeps_the_order(damage: list[Dama
         with closing(Spool(path, 4 * MIB)) as spool:
             places = [batches.index(batch) for batch in _drain(spool)]
     assert places == sorted(set(places))
+
+
+@pytest.mark.parametrize(
+    "counts",
+    [
+        {"passed": Counts(256, 1, 0, 0), "written": Counts(5, 5, 4, 4)},
+        {"written": Counts(5, 5, 4, MOST)},
+        {"loose": Counts(MOST, 0, 0, 0)},
+    ],
+)
+def test_a_mark_that_cannot_be_costs_no_batch(tmp_path: Path, counts: dict[str, Counts]) -> None:
+    # GIVEN a mark whose checksum is true, and that says what no spool can have written
+    (tmp_path / "mark").write_bytes(files.Mark(**counts).encode())
+    with closing(Spool(tmp_path, SMALL)) as spool:
+        batch = _batch(1)
+        spool.put(batch)
+        assert _drain(spool) == [batch]
+        assert not _dropped(spool)

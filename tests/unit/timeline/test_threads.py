@@ -78,3 +78,16 @@ def test_of_the_threads_that_are_gone_only_so_many_are_remembered() -> None:
     assert [life[0] for life in lives(threads)] == [8, 9, 10]
     assert threads.host_tid(7, 1) == 0
     assert threads.host_tid(7, 10) == 10
+
+
+def test_the_name_of_a_thread_whose_number_another_process_has_now_is_forgotten_with_it() -> None:
+    threads = Threads(max_gone=1)
+    # GIVEN a thread that has ended, and its number with another process
+    threads.see(state(5, tgid=7, ns_tid=23))
+    threads.apply(event(ThreadEventKind.EXIT, 5, 20))
+    threads.see(state(5, followed=30, tgid=8, ns_tid=29))
+    assert threads.host_tid(7, 23) == 5
+    # WHEN it is forgotten
+    threads.apply(np.concatenate((event(ThreadEventKind.BORN, 6, 40), event(ThreadEventKind.EXIT, 6, 50))))
+    # THEN only the other one's is known
+    assert (threads.host_tid(7, 23), threads.host_tid(8, 29)) == (0, 5)

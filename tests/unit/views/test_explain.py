@@ -168,6 +168,8 @@ def test_json_has_the_verdict_and_what_it_rests_on() -> None:
         "clock_error_ns": 12_000,
         "gpu_sample_age_ns": None,
         "notes": [],
+        "shed": [],
+        "probes_off_ns": 0,
     }
     assert body["waterfall"][-1]["end_ns"] == WALL_NS
 

@@ -63,3 +63,9 @@ def test_names_of_others_do_not_reach_the_terminal_as_they_are() -> None:
 def test_an_answer_of_another_version_raises(broken: dict[str, Any]) -> None:
     with pytest.raises((KeyError, TypeError)):
         health.as_text(broken)
+
+
+def test_what_the_agent_does_without_is_said_first() -> None:
+    text = health.as_text(answer() | {"shed": ["syscalls", "slices"]})
+    assert text.splitlines()[0] == "the agent sheds syscalls, slices to stay in its budget: see tailspan cost"
+    assert "budget" not in health.as_text(answer() | {"shed": []})

@@ -113,6 +113,10 @@ class BccObject:
     def map(self, name: str) -> Map:
         return Map(self._map_fds[name])
 
+    def clear(self, name: str) -> None:
+        """As :meth:`libbpf.BpfObject.clear`; what goes with a task or a socket lies in tables here, and goes."""
+        libbpf.clear(self.map(name), self._shapes[name])
+
     def program_fd(self, name: str) -> int:
         return self._program_fds[name]
 

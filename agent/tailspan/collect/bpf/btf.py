@@ -6,8 +6,9 @@ structs; enums; and whether the running kernel has a type by some name.
 
 from __future__ import annotations
 
+import contextlib
 import struct
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,6 +35,10 @@ _EXTRA = {
     _ENUM64: (0, 12),
 }
 _ALIASES = (_TYPEDEF, _VOLATILE, _CONST, _RESTRICT, _TYPE_TAG)
+#: Types within one another. A type that holds itself goes on for ever.
+_MAX_DEPTH = 32
+#: What Python and numpy raise on types that contradict themselves.
+_UNREADABLE = (struct.error, IndexError, ValueError, KeyError, TypeError, OverflowError)
 
 
 @dataclass(slots=True)
@@ -50,8 +55,9 @@ class Btf:
     def __init__(self, blob: bytes) -> None:
         try:
             self._types = _parse(blob)
-        except (struct.error, IndexError, ValueError, KeyError) as error:
+        except _UNREADABLE as error:
             raise CannotError(f"not readable as BTF: {error}") from None
+        self._dtypes: dict[tuple[int, bool], np.dtype[np.void]] = {}
 
     @classmethod
     def of_object(cls, path: Path) -> Btf:
@@ -61,31 +67,42 @@ class Btf:
         """The numpy dtype of ``struct name``. Fields that end in ``_ns`` come signed: they are subtracted."""
         for index, kind in enumerate(self._types):
             if kind.kind == _STRUCT and kind.name == name:
-                return np.dtype(self._dtype(index, ""))
+                with _readable(f"struct {name}"):
+                    return np.dtype(self._dtype(index, "", 0))
         raise CannotError(f"no struct {name} in the BPF object's BTF")
 
     def enum(self, name: str) -> dict[str, int]:
         for kind in self._types:
             if kind.kind == _ENUM and kind.name == name:
-                pairs = struct.iter_unpack("<Ii", kind.body)
-                return {self._strings_at(offset): value for offset, value in pairs}
+                with _readable(f"enum {name}"):
+                    pairs = struct.iter_unpack("<Ii", kind.body)
+                    return {self._strings_at(offset): value for offset, value in pairs}
         raise CannotError(f"no enum {name} in the BPF object's BTF")
 
     def variables(self, section: str) -> dict[str, tuple[int, int]]:
         """Variable name -> (offset, size) in a data section, as libbpf has laid it out."""
         for kind in self._types:
             if kind.kind == _DATASEC and kind.name == section:
-                triples = struct.iter_unpack("<III", kind.body)
-                return {self._types[var].name: (offset, size) for var, offset, size in triples}
+                with _readable(f"section {section}"):
+                    triples = struct.iter_unpack("<III", kind.body)
+                    return {self._types[var].name: (offset, size) for var, offset, size in triples}
         raise CannotError(f"no section {section} in the BPF object's BTF")
 
     def _strings_at(self, offset: int) -> str:
         return _string(self._types[0].body, offset)
 
-    def _dtype(self, index: int, field: str) -> np.dtype[np.void]:
-        kind = self._types[index]
+    def _dtype(self, index: int, field: str, depth: int) -> np.dtype[np.void]:
+        """Each type is made once: a struct may have a million fields, all of one that has one."""
+        key = index, field.endswith("_ns")
+        if key not in self._dtypes:
+            if depth > _MAX_DEPTH:
+                raise ValueError(f"field {field}: more than {_MAX_DEPTH} types within one another")
+            self._dtypes[key] = self._made(self._types[index], field, depth + 1)
+        return self._dtypes[key]
+
+    def _made(self, kind: _Type, field: str, depth: int) -> np.dtype[np.void]:
         if kind.kind in _ALIASES:
-            return self._dtype(kind.size_or_type, field)
+            return self._dtype(kind.size_or_type, field, depth)
         if kind.kind == _INT:
             signed = kind.body[3] & 1 or field.endswith("_ns")
             return np.dtype(f"<{'i' if signed else 'u'}{kind.size_or_type}")
@@ -95,17 +112,25 @@ class Btf:
             element, _, count = struct.unpack("<III", kind.body)
             if self._types[element].name == "char":
                 return np.dtype(f"S{count}")
-            return np.dtype((self._dtype(element, field), (count,)))
+            return np.dtype((self._dtype(element, field, depth), (count,)))
         if kind.kind == _STRUCT:
             names, formats, offsets = [], [], []
             for name_offset, member, bit_offset in struct.iter_unpack("<III", kind.body):
                 names.append(self._strings_at(name_offset))
-                formats.append(self._dtype(member, names[-1]))
+                formats.append(self._dtype(member, names[-1], depth))
                 offsets.append((bit_offset & 0xFFFFFF) // 8)
             return np.dtype(
                 {"names": names, "formats": formats, "offsets": offsets, "itemsize": kind.size_or_type}
             )
         raise CannotError(f"field {field}: BTF kind {kind.kind} has no place in a record")
+
+
+@contextlib.contextmanager
+def _readable(what: str) -> Iterator[None]:
+    try:
+        yield
+    except _UNREADABLE as error:
+        raise CannotError(f"{what} is not readable in the BTF: {error}") from None
 
 
 def _parse(blob: bytes) -> list[_Type]:
@@ -142,7 +167,7 @@ def elf_section(elf: bytes, name: str) -> bytes:
         for header in headers:
             if _string(elf, names_at + header[0]) == name:
                 return elf[header[4] : header[4] + header[5]]
-    except (struct.error, IndexError, ValueError) as error:
+    except _UNREADABLE as error:
         raise CannotError(f"BPF object: {error}") from None
     raise CannotError(f"BPF object: no section {name}")
 

@@ -196,6 +196,15 @@ class CudaProbes:
         attached = sum(probes[0].count for process in probed for probes in process.probes.values())
         return CudaStatus(len(probed), attached, dict(off), dict(self._hits), dict(self._errors))
 
+    def lift(self) -> None:
+        """Take all probes off; the next :meth:`poll` puts them back, but for those that were too frequent."""
+        for process in self._processes.values():
+            for probes in process.probes.values():
+                self._closers.submit(_close, probes)
+            process.probes.clear()
+            process.files.clear()
+            process.due_s = 0.0
+
     def close(self) -> None:
         for tgid in list(self._processes):
             self._forget(tgid)
@@ -203,7 +212,7 @@ class CudaProbes:
 
     def _look(self, tgid: int, now: float) -> None:
         try:
-            born = Path(f"/proc/{tgid}/stat").read_text().rpartition(")")[2].split()[19]
+            born = Path(f"/proc/{tgid}/stat").read_text(errors="replace").rpartition(")")[2].split()[19]
             maps = Path(f"/proc/{tgid}/maps").read_text(errors="replace")
         except OSError as error:
             unread = self._processes.setdefault(tgid, _Process(""))

@@ -78,6 +78,7 @@ _SIGNATURES: dict[str, tuple[Any, ...]] = {  # name: (result, arguments...)
     "bpf_prog_load": (c_int, c_int, c_char_p, c_char_p, c_void_p, c_size_t, c_void_p),
     "bpf_prog_test_run_opts": (c_int, c_int, c_void_p),
     "bpf_raw_tracepoint_open": (c_int, c_char_p, c_int),
+    "bpf_enable_stats": (c_int, c_int),
     "libbpf_num_possible_cpus": (c_int,),
 }
 
@@ -204,6 +205,27 @@ def create_map(name: str, shape: MapShape, inner_fd: int = 0) -> int:
     fd = int(library().dll.bpf_map_create(shape.type, name.encode()[:15], *sizes, byref(options)))
     if fd < 0:
         raise ProbeError(f"cannot create map {name}: {os.strerror(-fd)}")
+    return fd
+
+
+def clear(map_: Map, shape: MapShape) -> None:
+    """Zero an array, empty a table. What is stored with its owner stays: a walk takes that."""
+    if shape.type == MAP_TYPE_ARRAY:
+        keys = struct.pack(f"<{shape.max_entries}I", *range(shape.max_entries))
+        map_.update_all(keys, bytes(shape.value_size * shape.max_entries), shape.max_entries)
+    elif shape.type not in (MAP_TYPE_TASK_STORAGE, MAP_TYPE_SK_STORAGE):
+        for key in map_.keys(shape.key_size):
+            map_.delete(key)
+
+
+def enable_statistics() -> int:
+    """The kernel counts how long each program runs while the descriptor that this returns is open (since 5.8).
+
+    Raises :class:`ProbeError`, as without CAP_SYS_ADMIN.
+    """
+    fd = int(library().dll.bpf_enable_stats(0))  # BPF_STATS_RUN_TIME
+    if fd < 0:
+        raise ProbeError(f"no statistics of BPF programs: {os.strerror(-fd)}")
     return fd
 
 
@@ -453,6 +475,12 @@ class BpfObject:
                     int(dll.bpf_map__map_flags(pointer)),
                 )
         return found
+
+    def clear(self, name: str) -> None:
+        """Make of a map what it was when it was loaded, but for what is stored with its owner."""
+        shape = self.shapes().get(name)
+        if shape:
+            clear(self.map(name), shape)
 
     def program_fd(self, name: str) -> int:
         return int(self._dll.bpf_program__fd(self._program(name)))

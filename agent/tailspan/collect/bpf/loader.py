@@ -48,6 +48,9 @@ class ProgramObject(Protocol):
 
     def map(self, name: str) -> Map: ...
 
+    def clear(self, name: str) -> None:
+        """Make of a map what it was when it was loaded, but for what is stored with its owner."""
+
     def program_fd(self, name: str) -> int: ...
 
     def attach(self, name: str) -> Link: ...

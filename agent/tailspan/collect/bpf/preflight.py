@@ -65,8 +65,9 @@ def _capabilities() -> set[int]:
 
 def cpu_controller_is_v1(mounts: Path = Path("/proc/self/mounts")) -> bool:
     """Whether a cgroup id of the cpu controller is one of the v1 hierarchy."""
-    for line in mounts.read_text().splitlines():
-        _, _, kind, flags, *_ = line.split()
-        if kind == "cgroup" and "cpu" in flags.split(","):
+    # In bytes: whoever may mount chooses names in it, and text has ends of lines that the kernel does not have.
+    for line in filter(None, mounts.read_bytes().split(b"\n")):
+        _, _, kind, flags, *_ = line.split(b" ")
+        if kind == b"cgroup" and b"cpu" in flags.split(b","):
             return True
     return False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import resource
 import struct
 import threading
 import time
@@ -13,6 +14,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
+from tailspan.collect import kin
 from tailspan.collect.bpf import btf, libbpf
 from tailspan.collect.bpf.bccobject import BccObject
 from tailspan.collect.bpf.loader import Link, ProgramObject, choose
@@ -59,6 +61,17 @@ _RINGS = {  # map -> (record class, dtype)
     "incident_rings": (RecordClass.INCIDENT, INCIDENT),
     "gpu_call_rings": (RecordClass.GPU_CALL, GPU_CALL),
 }
+
+
+#: Maps that say what goes on now: they are worth nothing once nobody has looked for a while. The last three are
+#: tables with one of the loaders only.
+_OF_THE_MOMENT = ("cpus", "deep_sleepers", "issues", "follows", "conns", "listeners")
+
+
+#: The map's, and a copy of it for each of its two mappings, which Python's mmap keeps.
+_FILES_PER_RING = 3
+#: Programs, links, maps, sockets, logs and spools; and connections, which are bounded.
+_OTHER_FILES = 512
 
 
 @dataclass(slots=True)
@@ -109,6 +122,21 @@ class Batch:
     fill: float  #: of the ring that was fullest, 0 to 1
 
 
+@dataclass(frozen=True, slots=True)
+class Resumed:
+    """Where :meth:`BpfSource.resume` has begun anew."""
+
+    states: Table  #: of all followed threads (THREAD_STATE rows)
+    born: dict[int, int]  #: child -> parent: processes that were started meanwhile, and are followed now
+
+
+@dataclass(frozen=True, slots=True)
+class _Pause:
+    followed: frozenset[int]  # tgids
+    mono_ns: int
+    ticks: int
+
+
 @dataclass(slots=True)
 class _Loaded:
     object: ProgramObject
@@ -126,6 +154,9 @@ class BpfSource:
         self._counted_ns = time.monotonic_ns()  # when the loss counters were last read
         self._cpus = libbpf.possible_cpus()
         self._asking = threading.Lock()  # one port is asked for at a time
+        self._only_threads: set[int] = set()  # tgids that are followed without their children
+        self._pause: _Pause | None = None
+        self._tuning = (0, False)
         check_layouts(self.options.object_path)
         self._choice = choose(self.options.loader, self.options.vmlinux)
         require_privilege()
@@ -175,12 +206,73 @@ class BpfSource:
             link.close()
         self.status[name].attached = False
 
+    @property
+    def is_paused(self) -> bool:
+        return self._pause is not None
+
+    @property
+    def only_threads(self) -> frozenset[int]:
+        """tgids that are, or were, followed without their children."""
+        return frozenset(self._only_threads)
+
+    def pause(self) -> Table:
+        """Take off every program that runs at events, and let go of all threads, until :meth:`resume`.
+
+        Returns the state of all followed threads (THREAD_STATE rows) just before. What the rings still hold can be
+        drained. Meanwhile nothing can be attached, detached, followed or let go of; iterators can be read.
+        """
+        if self._pause:
+            raise ProbeError("it is paused already")
+        states = self.threads()
+        followed = frozenset(states["tgid"].tolist())
+        self._pause = _Pause(followed, time.monotonic_ns(), kin.now_ticks())
+        try:
+            for links in self._loaded.links.values():
+                for program in [program for program in links if not _is_iterator(program)]:
+                    links.pop(program).close()
+            self._wait_for_programs()
+            self._forget_all()
+        except ProbeError:
+            self.resume()
+            raise
+        return states
+
+    def resume(self) -> Resumed:
+        """Attach again what was attached, and begin anew with those that were followed and their new children.
+
+        Raises :class:`CannotError` where a required probe cannot be attached again.
+        """
+        if not self._pause:
+            raise ProbeError("it is not paused")
+        pause, self._pause = self._pause, None
+        for name in [probe.name for probe in PROBES if self.status[probe.name].attached]:
+            self._attach_again(name)
+        self._require()
+        there = {tgid for tgid in pause.followed if kin.is_older(tgid, pause.ticks)}
+        self._only_threads &= there
+        born = kin.born_since(pause.ticks, there - self._only_threads, self._started_since(pause.mono_ns))
+        states = self.follow(sorted(self._only_threads), only_threads=True)
+        states = self.follow([*sorted(there - self._only_threads), *born])
+        return Resumed(states, born)
+
+    def tune(self, short_wait_ns: int = 0, slices: bool = True) -> None:
+        """From now on. ``short_wait_ns``: instead of the option of that name; 0: that one. Not ``slices``: who had
+        the CPU that a followed thread waited for is not written."""
+        self._tuning = (short_wait_ns, not slices)
+        self._write_tuning()
+
     def follow(self, tgids: list[int], only_threads: bool = False) -> Table:
         """Adopt every thread of these processes; from now on also their new threads and children.
 
         ``only_threads``: not their children. Returns the state of all followed threads (THREAD_STATE rows), those
         of other processes included.
         """
+        if self._pause:
+            raise ProbeError("nobody can be followed while it is paused")
+        if only_threads:
+            self._only_threads.update(tgids)
+        else:
+            self._only_threads.difference_update(tgids)
         targets = self._loaded.object.map("targets")
         for tgid in tgids:
             targets.update(struct.pack("<I", tgid), b"\2" if only_threads else b"\1")
@@ -198,6 +290,9 @@ class BpfSource:
 
         Their child processes are still followed. It is no error if one has ended, or was never followed.
         """
+        if self._pause:
+            raise ProbeError("nobody can be let go of while it is paused")
+        self._only_threads.difference_update(tgids)
         targets = self._loaded.object.map("targets")
         for tgid in tgids:
             targets.update(struct.pack("<I", tgid), b"\3")
@@ -316,6 +411,49 @@ class BpfSource:
         self._loaded.rings.clear()
         self._loaded.object.close()
 
+    def _attach_again(self, name: str) -> None:
+        """What :meth:`pause` has taken off; on failure as :meth:`attach`."""
+        status, links = self.status[name], self._loaded.links[name]
+        try:
+            for program in () if status.probe.in_libraries else self._programs(status.probe):
+                if program not in links:
+                    links[program] = self._loaded.object.attach(program)
+        except ProbeError as error:
+            self.detach(name)
+            status.why = str(error)
+
+    def _forget_all(self) -> None:
+        """Nothing is attached: threads and sockets lose what is kept of them, and CPUs what goes on there."""
+        self._write_tuning(forgets=True)
+        try:
+            if self.status["tcp"].attached:
+                self._loaded.links["tcp"]["iter_sockets"].read_iterator()
+            self.threads()
+            for name in _OF_THE_MOMENT:
+                self._loaded.object.clear(name)
+        finally:
+            self._write_tuning()
+
+    def _write_tuning(self, forgets: bool = False) -> None:
+        short_wait_ns, no_slices = self._tuning
+        value = struct.pack("<QII", short_wait_ns, no_slices, forgets)
+        self._loaded.object.map("tunings").update(bytes(4), value)
+
+    def _wait_for_programs(self) -> None:
+        """Until those that were running when they were taken off have ended: a map of maps waits for that when it
+        is changed."""
+        ring = self._loaded.rings["cycle_rings"][0]
+        self._loaded.object.map("cycle_rings").update(bytes(4), struct.pack("<I", ring.fd))
+
+    def _started_since(self, mono_ns: int) -> list[int]:
+        """Processes that may have been; without the probe "owners", all that there are."""
+        try:
+            processes = self.processes()
+        except ProbeError:
+            return kin.all_pids()
+        young: list[int] = processes["tgid"][processes["started_mono_ns"] >= mono_ns].tolist()
+        return young
+
     def _iterator(self, probe: str, program: str) -> Link:
         if not self.status[probe].attached:
             raise ProbeError(f"probe {probe}: {self.status[probe].why or 'it is not attached'}")
@@ -414,6 +552,7 @@ class BpfSource:
                 raise CannotError(f"probe {status.probe.name}: {status.why}. {status.mend}".rstrip(". ") + ".")
 
     def _make_rings(self) -> None:
+        _allow_files(_FILES_PER_RING * len(_RINGS) * self._cpus)
         for name, (_, dtype) in _RINGS.items():
             size = getattr(self.options, name.removesuffix("s") + "_bytes")
             outer = self._loaded.object.map(name)
@@ -436,6 +575,27 @@ class BpfSource:
                 self._lost[klass] = total
         self._counted_ns = now
         return np.array(rows, LOSS)
+
+
+def _is_iterator(program: str) -> bool:
+    return program.startswith("iter_")
+
+
+def _allow_files(needed: int) -> None:
+    """A soft limit of 1,024, which is common, is used up by the rings of 37 CPUs: take more where that is allowed.
+
+    Raises :class:`CannotError` where it is not.
+    """
+    wanted = needed + _OTHER_FILES
+    allowed, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if resource.RLIM_INFINITY in (allowed, most) or allowed >= wanted:
+        return
+    if most < wanted:
+        raise CannotError(
+            f"the rings take {needed} file descriptors, and the hard limit of this process is {most}:"
+            f" raise it (LimitNOFILE=, ulimit -Hn) to {wanted}"
+        )
+    resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, most))
 
 
 def _lacks(types: list[str]) -> str:

@@ -261,7 +261,7 @@ def _require_processes(pids: Sequence[int]) -> None:
         raise UsageError(f"{len(pids)} processes: at most {MAX_PROCESSES} at once")
     for pid in pids:
         try:
-            status = Path(f"/proc/{pid}/status").read_text()
+            status = Path(f"/proc/{pid}/status").read_text(errors="replace")
         except OSError:
             raise UsageError(f"no process {pid}") from None
         tgid = int(re.search(r"^Tgid:\s*(\d+)", status, re.M)[1])  # type: ignore[index]
@@ -305,7 +305,8 @@ def _asleep(pids: Iterable[int]) -> dict[int, _Asleep]:
         with contextlib.suppress(OSError):
             for task in Path(f"/proc/{pid}/task").iterdir():
                 with contextlib.suppress(OSError, AttributeError, KeyError, ValueError):
-                    facts = dict(re.findall(r"^(\w+):\s*(.*)$", task.joinpath("status").read_text(), re.M))
+                    status = task.joinpath("status").read_text(errors="replace")
+                    facts = dict(re.findall(r"^(\w+):\s*(.*)$", status, re.M))
                     if facts["State"][0] in "SD":
                         switches = int(facts["voluntary_ctxt_switches"]) + int(facts["nonvoluntary_ctxt_switches"])
                         found[int(task.name)] = _Asleep(pid, facts["Name"], switches)

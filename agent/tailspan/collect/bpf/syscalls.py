@@ -29,6 +29,7 @@ class SyscallTracing:
         self._mode = mode
         self._seconds = seconds
         self._until = 0.0
+        self._is_shed = False
         self._records: deque[tuple[int, int, int, int, int]] = deque(maxlen=MAX_RECORDS)
         self.poll()
 
@@ -39,6 +40,14 @@ class SyscallTracing:
     def change(self, mode: str, seconds: float) -> None:
         """As the constructor, from now on; what is being traced for a time is traced to its end."""
         self._mode, self._seconds = mode, seconds
+
+    def shed(self, shed: bool) -> None:
+        """While it is shed the probe stays off, whatever asks for it."""
+        self._is_shed = shed
+
+    @property
+    def is_wanted(self) -> bool:
+        return self._mode == "on" or time.monotonic() < self._until
 
     def keep(self, records: Table) -> None:
         """Remember calls above the floor (SYSCALL_RECORD rows); of many, the last."""
@@ -52,7 +61,7 @@ class SyscallTracing:
 
     def poll(self) -> None:
         """Attach or detach as the time says."""
-        wanted = self._mode == "on" or time.monotonic() < self._until
+        wanted = self.is_wanted and not self._is_shed
         if wanted and not self.attached:
             self._source.attach("syscalls")
         elif not wanted and self.attached:
@@ -62,12 +71,16 @@ class SyscallTracing:
         """Control request ``{"do": "syscalls", "seconds": n}``: trace for n seconds, then the table."""
         seconds = request.get("seconds")
         if request.get("do") != "syscalls":
-            return lambda: {"ok": False, "error": f"the agent cannot do {request.get('do')!r}"}
+            do = request.get("do")
+            what = repr(do) if isinstance(do, str) else "that"  # a list may be deeper than Python's repr goes
+            return lambda: {"ok": False, "error": f"the agent cannot do {what}"}
         if not isinstance(seconds, int | float) or not 0 < seconds <= MAX_SECONDS:
             return lambda: {"ok": False, "error": f"seconds: a number from 0 to {MAX_SECONDS}"}
         status = self._source.status["syscalls"]
         if not status.loaded:
             return lambda: {"ok": False, "error": f"probe syscalls: {status.why}"}
+        if self._is_shed:
+            return lambda: {"ok": False, "error": "system calls are shed: the agent is above its budget"}
         self._source.clear_syscall_histograms()
         self._records.clear()
         until = time.monotonic() + seconds

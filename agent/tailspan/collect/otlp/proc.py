@@ -26,7 +26,7 @@ def processes() -> Iterator[Ids]:
     for entry in PROC.iterdir():
         if entry.name.isdigit():
             try:
-                lines = (entry / "status").read_text().splitlines()
+                lines = _lines(entry / "status")
             except OSError:  # it has ended
                 continue
             fields = dict(line.split(":", 1) for line in lines if ":" in line)
@@ -41,7 +41,7 @@ def _inodes(address: bytes, port: int, own_port: int) -> Iterator[str]:
     wanted = {f"{_hex(one)}:{port:04X}" for one in addresses}
     for name in ("tcp", "tcp6"):
         try:
-            lines = (PROC / "net" / name).read_text().splitlines()[1:]
+            lines = _lines(PROC / "net" / name)[1:]
         except OSError:  # a kernel without IPv6
             continue
         for line in lines:
@@ -73,6 +73,11 @@ def _target(file: Path) -> str:
 
 def _started(process: Path) -> int:
     try:
-        return int((process / "stat").read_text().rpartition(")")[2].split()[19])
+        return int((process / "stat").read_bytes().rpartition(b")")[2].split()[19])
     except OSError:
         return sys.maxsize
+
+
+def _lines(file: Path) -> list[str]:
+    """As the kernel divides them: anybody may give a process a name, of any bytes, with other ends of lines."""
+    return file.read_bytes().decode(errors="replace").rstrip("\n").split("\n")

@@ -43,11 +43,15 @@ class Mark:
 
     @classmethod
     def decode(cls, raw: bytes) -> Mark | None:
+        """None where it is damaged, or says what cannot be: more taken than was ever put in."""
         body = raw[_HEADER_SIZE:]
         if len(body) != _MARK.size or raw[:_HEADER_SIZE] != _MAGIC + zlib.crc32(body).to_bytes(4, "little"):
             return None
         segment, offset, *counts = _MARK.unpack(body)
-        return cls(segment, offset, Counts(*counts[:4]), Counts(*counts[4:8]), Counts(*counts[8:]))
+        passed, written, loose = Counts(*counts[:4]), Counts(*counts[4:8]), Counts(*counts[8:])
+        if max(counts) >= MOST or any(passed.since(written)):
+            return None
+        return cls(segment, offset, passed, written, loose)
 
 
 def open_mark(folder: Path) -> tuple[int, bytes]:
