@@ -18,7 +18,7 @@ import numpy as np
 from tailspan.attribute.causes import Cause
 from tailspan.attribute.judge import judge
 from tailspan.attribute.ledger import account, ledgers
-from tailspan.pipeline import VERDICT_BUDGET_S
+from tailspan.pipeline import LEDGER_BUDGET_S, VERDICT_BUDGET_S
 from tailspan.timeline.cut import narrow
 from tailspan.timeline.evidence import Evidence
 from tests.bench.page import number, span, table
@@ -94,8 +94,9 @@ Attributing a second of this takes {number(whole["ledger_s"]["median"])} s and i
 
 What bounds it: ledgers are arrays, sorted and tiled by numpy, and grow with the number of stretches (a piece of
 one request with one cause). A verdict begins with the ledgers of all slow requests and is then Python, stretch by
-stretch. The daemon spends about {VERDICT_BUDGET_S * 1e3:.0f} ms of each turn (`agent.judge_ms`) on verdicts;
-requests beyond that are stored and judged when they are explained."""
+stretch. In each turn (`agent.judge_ms`) the daemon spends about {LEDGER_BUDGET_S * 1e3:.0f} ms on ledgers, of a
+sample where that is not enough for all, and {VERDICT_BUDGET_S * 1e3:.0f} ms on verdicts; requests beyond that are
+stored and judged when they are explained."""
 
 
 def _scaled(figure: Figures, factor: float) -> str:

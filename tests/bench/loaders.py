@@ -20,10 +20,10 @@ import time
 from pathlib import Path
 
 from tailspan.collect.bpf.source import BpfSource, Options
+from tests.bench.measured import bpf_stats, programs
 from tests.bench.page import number, span, table
 from tests.bench.spread import Figures, spread, turns
 from tests.bench.storm import Storm, build, storm
-from tests.bench.switch import bpf_stats, programs
 
 #: Runs in the process that is measured; prints when it was attached, and what it and the compiler took.
 _CHILD = """

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +13,9 @@ import numpy as np
 from tests.bench.spread import Figures
 
 
-def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [header, ["---", *("---:" for _ in header[1:])], *rows]
+def table(header: Sequence[str], rows: Sequence[Sequence[str]], words: Collection[int] = (0,)) -> str:
+    """``words``: columns that are text, and begin on the left; all others are figures."""
+    lines = [header, ["---" if column in words else "---:" for column in range(len(header))], *rows]
     return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
 
 
@@ -67,7 +68,7 @@ program attached, no socket. This page is written by the benchmark; to replace i
 
 ```
 make bench JSON=overhead.json
-.venv/bin/python -m tests.bench --render overhead.json > docs/overhead.md
+.venv/bin/python -m tests.bench --render overhead.json --picture docs/pictures/growth.svg > docs/overhead.md
 ```
 
 Ratios come from interleaved runs: each run with the agent is divided by its neighbour in time without, the
@@ -77,9 +78,12 @@ between the two is the noise of the machine. Nothing leaves the host: all traffi
 sockets."""
 
 
-def page(results: Figures, renderers: dict[str, Callable[[Figures], str]]) -> str:
-    """The whole page; ``results`` as ``--json`` wrote it. A bench that was not run has no section."""
-    parts = [_HOW, _machine(results)]
+def page(results: Figures, renderers: dict[str, Callable[[Figures], str]], head: Callable[[Figures], str]) -> str:
+    """The whole page; ``results`` as ``--json`` wrote it. A bench that was not run has no section.
+
+    ``head``: makes of all benches what comes before the first section.
+    """
+    parts = [_HOW, _machine(results), head(results["benches"])]
     parts += [render(results["benches"][name]) for name, render in renderers.items() if name in results["benches"]]
     return wrapped("\n\n".join(parts))
 
@@ -92,6 +96,9 @@ def _machine(results: Figures) -> str:
         f" {here['kernel']}, Python {here['python']}, numpy {here['numpy']}. Load average when the run began:"
         f" {here['load_before']}."
     )
+    if took := results.get("took_s"):
+        each = ", ".join(f"{name} {number(seconds)}" for name, seconds in took.items())
+        text += f" The run took {number(sum(took.values()) / 60)} minutes; s: {each}."
     if results["quick"]:
         text += (
             "\n\n**These figures are from a short run (`--quick`)**: few rounds of a second or less, good to see"

@@ -27,10 +27,10 @@ from tailspan.collect.bpf.probes import BY_NAME
 from tailspan.collect.bpf.source import BpfSource, Options
 from tailspan.collect.elf import function_offsets, open_file
 from tailspan.wire.events import GpuCallKind
+from tests.bench.measured import bpf_stats, programs
 from tests.bench.page import interval, number, span, table
 from tests.bench.spread import Figures, ratio, spread, turns
 from tests.bench.storm import Storm, build, storm
-from tests.bench.switch import bpf_stats, programs
 
 #: Without these an agent still has sched, lifecycle and irq, and says less.
 REFINING = frozenset({"block", "gpu", "incidents", "stalls", "tcp"})
@@ -246,7 +246,7 @@ class _Bench:
             yield
 
     def programs(self, workloads: tuple[Workload, ...], followed: bool, options: Options) -> Figures:
-        """Workload -> program -> what :func:`tests.bench.switch.programs` says of it."""
+        """Workload -> program -> what :func:`tests.bench.measured.programs` says of it."""
         found: Figures = {}
         with contextlib.closing(BpfSource(options)) as source:
             for workload in workloads:

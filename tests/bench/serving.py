@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 
 import psutil
@@ -24,6 +24,14 @@ RECORDS = ("cycles", "slices", "sockets", "blocks", "incidents")
 CONNECTIONS = 16  #: two full batches: one runs, one gathers
 
 _DEADLINE_S = 60.0
+_SILENT = """
+import sys
+import tailspan.client
+client = tailspan.client.connect("silent", path=sys.argv[1])
+if client.connection.ready():
+    print("connected", flush=True)
+sys.stdin.read()
+"""
 
 
 @contextlib.contextmanager
@@ -47,19 +55,38 @@ class Agent:
         self._ps = psutil.Process(process.pid)
         self.metrics_url = f"http://127.0.0.1:{port}/metrics"
 
+    @property
+    def cpu_s(self) -> float:
+        """What it has used of one core; to ask for it costs the agent nothing."""
+        times = self._ps.cpu_times()
+        return float(times.user + times.system)
+
     def wait_for_worker(self) -> None:
+        """Until it follows a process, whatever for."""
         _until(lambda: "following pid" in _said(self._log), self._process, self._log)
 
     def reading(self) -> Figures:
-        with urllib.request.urlopen(self.metrics_url) as response:
-            metrics = _metrics(response.read().decode())
-        times = self._ps.cpu_times()
+        try:
+            with urllib.request.urlopen(self.metrics_url) as response:
+                metrics = _metrics(response.read().decode())
+        except OSError as error:
+            raise TailspanError(f"the agent does not answer: {error}: {_said(self._log)[-500:]}") from None
         status = dict(re.findall(r"^(Vm\w+):\s+(\d+) kB", Path(f"/proc/{self._ps.pid}/status").read_text(), re.M))
         return {
             "mono_s": time.monotonic(),
-            "cpu_s": times.user + times.system,
+            "cpu_s": self.cpu_s,
             "rss_mib": int(status["VmRSS"]) / 1024,
             "peak_rss_mib": int(status["VmHWM"]) / 1024,
+            "records_by_class": {
+                _label(series): round(value)
+                for series, value in metrics.items()
+                if series.startswith("tailspan_records_total{")
+            },
+            "verdicts_within": {
+                _label(series).replace("+Inf", "inf"): round(value)
+                for series, value in metrics.items()
+                if series.startswith("tailspan_verdict_latency_seconds_bucket{")
+            },
             "records": sum(_of(metrics, "tailspan_window_rows", table=name) for name in RECORDS),
             "probes": sorted(
                 _label(series)
@@ -77,20 +104,28 @@ class Agent:
 
 
 @contextlib.contextmanager
-def agent(folder: Path, disabled: Collection[str] = ()) -> Iterator[Agent]:
-    """An agent of its own. Its configuration differs from the default in where things are, and in these probes."""
+def agent(
+    folder: Path, disabled: Collection[str] = (), settings: Mapping[str, object] | None = None
+) -> Iterator[Agent]:
+    """An agent of its own. Its configuration differs from the default in where things are, and in what is given.
+
+    ``disabled``: probes; ``settings``: keys of the configuration, as ``--set`` takes them.
+    """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    settings = {
+    differing = {
         "worker.socket": _socket(folder),
         "agent.control": folder / "control.sock",
         "store.path": folder / "store",
         "export.prometheus": f"127.0.0.1:{port}",
         "probes.disabled": ",".join(sorted(disabled)),
+        "budget.cpu": 0,  # what it would cost, not what it does without
+        "budget.rss_mib": 0,
+        **(settings or {}),
     }
     command = [sys.executable, "-m", "tailspan", "run", "--config", os.devnull]
-    for key, value in settings.items():
+    for key, value in differing.items():
         command += ["--set", f"{key}={value}"]
     environ = {name: value for name, value in os.environ.items() if not name.startswith(("OTEL_", "TAILSPAN_"))}
     log = folder / "agent.log"
@@ -127,6 +162,20 @@ def load(folder: Path, url: str, rate: float, seconds: float, connections: int =
         raise TailspanError(f"the load generator failed: {done.stderr[-500:]}")
     summary: Figures = json.loads(result.read_text())
     return summary
+
+
+@contextlib.contextmanager
+def silent_worker(folder: Path) -> Iterator[int]:
+    """The pid of a process that has connected by the client, and does nothing."""
+    command = [sys.executable, "-c", _SILENT, str(_socket(folder))]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            if process.stdout.readline() != "connected\n":
+                raise TailspanError("the client cannot connect to the agent")
+            yield process.pid
+        finally:
+            process.terminate()
 
 
 def _socket(folder: Path) -> Path:

@@ -2,8 +2,8 @@
 
 Compared with nothing; every phase is a difference of stamps of CLOCK_MONOTONIC, the first one taken by the
 parent just before it starts the process. Byte code is compiled beforehand, as in an installed package, and all
-files are in the page cache: after a boot the disk comes on top. Then one process is left alone for a while:
-what the agent costs when nobody asks anything of it.
+files are in the page cache: after a boot the disk comes on top. What it takes later, left alone, is in
+:mod:`tests.bench.rates`.
 
 Noise: 10 to 30 % between processes, nearly all of it in the imports; the highest of seven is often an accident.
 """
@@ -19,7 +19,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from tests.bench.page import number, span, table
+from tests.bench.page import span, table
 from tests.bench.spread import Figures, spread
 
 #: Runs in the process that is measured. Loading ends where the first ring is made, rings where one is attached.
@@ -55,13 +55,6 @@ print(json.dumps({
     "rss_kib": int(status["VmRSS"].split()[0]),
     "peak_kib": int(status["VmHWM"].split()[0]),
 }), flush=True)
-idle_s = float(sys.argv[2])
-start, cpu = time.monotonic(), time.process_time()
-while time.monotonic() - start < idle_s:
-    agent.tick()
-    time.sleep(loaded.agent.tick_ms / 1000)
-if idle_s:
-    print(100 * (time.process_time() - cpu) / (time.monotonic() - start))
 agent.close()
 """
 
@@ -76,14 +69,13 @@ PHASES = {
 
 
 def run(quick: bool) -> Figures:
-    return measure(processes=3, idle_s=1.0) if quick else measure(processes=7, idle_s=20.0)
+    return measure(processes=3 if quick else 7)
 
 
-def measure(processes: int, idle_s: float) -> Figures:
+def measure(processes: int) -> Figures:
     with tempfile.TemporaryDirectory() as folder:
         _start(Path(folder))  # compiles the byte code
         readings = [_start(Path(folder)) for _ in range(processes)]
-        idle = _start(Path(folder), idle_s)
     ms: dict[str, list[float]] = {phase: [] for phase in (*PHASES, "attached", "ready")}
     for reading in readings:
         at = [reading["spawned"], *(reading["stamps"][phase] for phase in PHASES)]
@@ -96,12 +88,10 @@ def measure(processes: int, idle_s: float) -> Figures:
         "ms": {phase: spread(values) for phase, values in ms.items()},
         "rss_mib": spread([reading["rss_kib"] / 1024 for reading in readings]),
         "peak_rss_mib": spread([reading["peak_kib"] / 1024 for reading in readings]),
-        "idle_seconds": idle_s,
-        "idle_cpu_percent": idle["idle_cpu_percent"],
     }
 
 
-def _start(folder: Path, idle_s: float = 0.0) -> Figures:
+def _start(folder: Path) -> Figures:
     flags = {
         "worker.socket": str(folder / "worker.sock"),
         "agent.control": str(folder / "control.sock"),
@@ -110,12 +100,11 @@ def _start(folder: Path, idle_s: float = 0.0) -> Figures:
     }
     environ = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
     environ["PYTHONPYCACHEPREFIX"] = str(folder / "bytecode")
-    command = [sys.executable, "-c", _CHILD, json.dumps(flags), str(idle_s)]
+    command = [sys.executable, "-c", _CHILD, json.dumps(flags)]
     spawned = time.monotonic_ns()
     done = subprocess.run(command, env=environ, stdout=subprocess.PIPE, text=True, check=True)
-    first, *rest = done.stdout.splitlines()
-    reading: Figures = json.loads(first)
-    return reading | {"spawned": spawned, "idle_cpu_percent": float(rest[0]) if rest else None}
+    reading: Figures = json.loads(done.stdout)
+    return reading | {"spawned": spawned}
 
 
 def render(figures: Figures) -> str:
@@ -129,17 +118,13 @@ def render(figures: Figures) -> str:
         ["resident once ready", span(figures["rss_mib"])],
         ["peak until then", span(figures["peak_rss_mib"])],
     ]
-    return f"""## Starting, and being there
+    return f"""## Starting
 
 {figures["processes"]} processes one after the other, files in the page cache, byte code compiled.
 
 {table(["phase", "ms"], rows)}
 
 {table(["memory", "MiB"], memory)}
-
-Left alone for {number(figures["idle_seconds"])} s, with no worker connected, the agent takes
-{number(figures["idle_cpu_percent"])} % of one core: it looks into its rings and its sockets on a timer
-(`agent.tick_ms`).
 
 What bounds it: importing, half of it numpy; then the kernel, which reads and verifies the programs, and waits
 for an RCU grace period when the rings are put into their maps, once per kind of ring. Rings count as resident once

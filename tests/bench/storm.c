@@ -6,9 +6,10 @@
  *   storm PAIRS WORK_NS
  *
  * Each thread spins for WORK_NS before it hands the byte on; 0 storms flat out. Pairs are spread over the CPUs
- * that the process may use. Prints "ready"; then, for each line with a number of milliseconds on stdin, storms for
- * so long and prints the round trips made and the nanoseconds it took. Between two lines all threads sleep. Ends
- * at the end of stdin.
+ * that the process may use. Prints "ready"; then, for each line "MS [PER_S]" on stdin, storms for so many
+ * milliseconds and prints the round trips made and the nanoseconds it took. With PER_S each pair makes so many round
+ * trips a second, some every millisecond, and sleeps in between. Between two lines all threads sleep. Ends at the
+ * end of stdin.
  */
 #define _GNU_SOURCE
 #include <pthread.h>
@@ -28,6 +29,8 @@ struct pair {
 
 static atomic_bool stop;
 static long long work_ns;
+static long long start_ns; /* of the storm */
+static long long per_s;    /* round trips a pair; 0: as many as there can be */
 static pthread_barrier_t gate; /* all pings and the main thread: passed at the start and at the end of a storm */
 
 static void die(const char *what)
@@ -62,6 +65,20 @@ static void work(void)
 		;
 }
 
+/* Sleep until the next millisecond of the storm, if all round trips are made that are due by now. */
+static void pace(unsigned long round_trips)
+{
+	long long passed_ms = (now_ns() - start_ns) / 1000000, next_ns;
+	struct timespec until;
+
+	if ((long long)round_trips * 1000 < (passed_ms + 1) * per_s)
+		return;
+	next_ns = start_ns + (passed_ms + 1) * 1000000;
+	until.tv_sec = next_ns / 1000000000;
+	until.tv_nsec = next_ns % 1000000000;
+	clock_nanosleep(CLOCK_MONOTONIC, TIMER_ABSTIME, &until, NULL);
+}
+
 static void *ping(void *argument)
 {
 	struct pair *pair = argument;
@@ -71,6 +88,8 @@ static void *ping(void *argument)
 	for (;;) {
 		pthread_barrier_wait(&gate);
 		while (!atomic_load_explicit(&stop, memory_order_relaxed)) {
+			if (per_s)
+				pace(pair->round_trips);
 			work();
 			if (write(pair->to_pong[1], &byte, 1) != 1 || read(pair->to_ping[0], &byte, 1) != 1)
 				die("ping");
@@ -101,17 +120,17 @@ static void storm(struct pair *pairs, int count, long ms)
 {
 	struct timespec length = {ms / 1000, ms % 1000 * 1000000};
 	unsigned long round_trips = 0;
-	long long start, took;
+	long long took;
 
 	for (int i = 0; i < count; i++)
 		pairs[i].round_trips = 0;
 	atomic_store(&stop, 0);
-	start = now_ns();
+	start_ns = now_ns();
 	pthread_barrier_wait(&gate);
 	nanosleep(&length, NULL);
 	atomic_store(&stop, 1);
 	pthread_barrier_wait(&gate);
-	took = now_ns() - start;
+	took = now_ns() - start_ns;
 	for (int i = 0; i < count; i++)
 		round_trips += pairs[i].round_trips;
 	printf("%lu %lld\n", round_trips, took);
@@ -125,7 +144,8 @@ int main(int argc, char **argv)
 	int cpus[CPU_SETSIZE], n_cpus = 0;
 	pthread_t thread;
 	cpu_set_t allowed;
-	char line[32];
+	char line[64];
+	long ms;
 
 	if (!pairs) {
 		fprintf(stderr, "usage: storm PAIRS WORK_NS\n");
@@ -147,7 +167,11 @@ int main(int argc, char **argv)
 	}
 	printf("ready\n");
 	fflush(stdout);
-	while (fgets(line, sizeof(line), stdin))
-		storm(pairs, count, atol(line));
+	while (fgets(line, sizeof(line), stdin)) {
+		per_s = 0;
+		if (sscanf(line, "%ld %lld", &ms, &per_s) < 1)
+			break;
+		storm(pairs, count, ms);
+	}
 	return 0;
 }

@@ -35,9 +35,12 @@ class Storm:
         self.pid = process.pid
         self._stdin, self._stdout = process.stdin, process.stdout
 
-    def run(self, seconds: float, tick: Callable[[], object] | None = None) -> Segment:
-        """Work for so long; meanwhile, and once more when it is over, call ``tick`` on the agent's timer."""
-        print(round(seconds * 1000), file=self._stdin, flush=True)
+    def run(self, seconds: float, tick: Callable[[], object] | None = None, per_s: int = 0) -> Segment:
+        """Work for so long; meanwhile, and once more when it is over, call ``tick`` on the agent's timer.
+
+        ``per_s``: a storm's round trips a second of each pair; 0: as many as there can be.
+        """
+        print(round(seconds * 1000), *([per_s] if per_s else ()), file=self._stdin, flush=True)
         while tick and not select.select([self._stdout], [], [], 0)[0]:
             time.sleep(TICK_S)
             tick()

@@ -9,7 +9,7 @@ each stretch the same requests are made:
   Everything is slow now, until that has become the norm: the agent's busiest moment, and warm-up for the rest
 * closed loop: a fixed number of requests by as many connections as keep the worker saturated; gives the throughput
 * open loop: at a fixed rate, three fifths of that throughput, latencies counted from the intended time of each
-  request; gives p50 and p99
+  request; gives p50, p99 and p99.9
 
 Worker, load generator and agent share the machine's CPUs, so what the agent takes is taken from the other two.
 
@@ -37,6 +37,7 @@ MEASURES = {
     "jump_per_s": "throughput just after the jump, requests/s",
     "p50_ms": "p50, ms",
     "p99_ms": "p99, ms",
+    "p999_ms": "p99.9, ms",
 }
 #: What is divided by what.
 RATIOS = {"core": (CORE, ABSENT), "running": (RUNNING, ABSENT), "refining": (RUNNING, CORE)}
@@ -115,6 +116,10 @@ def _summary(readings: list[Figures]) -> Figures:
         "requests_judged": sum(reading["requests_judged"] for reading in readings),
         "slow": sum(reading["slow"] for reading in readings),
         "lost": lost,
+        "verdicts_within": {
+            bound: sum(reading["verdicts_within"].get(bound, 0) for reading in readings)
+            for bound in readings[0]["verdicts_within"]
+        },
     }
 
 
@@ -135,6 +140,7 @@ def _stretch(
         "jump_per_s": jump["throughput_per_s"],
         "p50_ms": opened["p50_ms"],
         "p99_ms": opened["p99_ms"],
+        "p999_ms": opened["p999_ms"],
         "errors": jump["errors"] + closed["errors"] + opened["errors"],
     }
     if agent:
@@ -159,6 +165,10 @@ def _between(before: Figures, after: Figures, loads: list[Figures]) -> Figures:
         "rss_mib": after["rss_mib"],
         "peak_rss_mib": after["peak_rss_mib"],
         "lost": {name: count - before["lost"].get(name, 0) for name, count in after["lost"].items()},
+        "verdicts_within": {
+            bound: count - before["verdicts_within"].get(bound, 0)
+            for bound, count in after["verdicts_within"].items()
+        },
         **{key: after[key] - before[key] for key in ("cpu_s", "records", "requests_judged", "slow")},
     }
 
@@ -183,7 +193,7 @@ The reference worker (`python -m tailspan.worker`) with its default model on all
 generator. {figures["rounds"]} stretches with the agent absent, as many with *core* running (an agent with the
 probes {", ".join(figures["probes"][CORE])} alone) and as many with the agent as it is by default, in turn. Closed
 loop, for the throughput: {figures["closed_requests"]:,} requests by {figures["connections"]} connections. Open
-loop, for p50 and p99: {figures["open_rate_per_s"]:,} requests/s for {number(figures["seconds_per_loop"])} s.
+loop, for the latencies: {figures["open_rate_per_s"]:,} requests/s for {number(figures["seconds_per_loop"])} s.
 Requests that failed: {figures["errors"]:,}.
 
 {table(["", "agent absent", "core running", "agent running"], rows)}

@@ -1,20 +1,97 @@
 """The benchmark itself: that its figures hold together, and that a page can be made of them."""
 
 import json
+import os
+import sys
 from pathlib import Path
 
 import pytest
 
 from tailspan.collect.bpf.source import BpfSource
-from tests.bench import decode, page, probes, serving
+from tests.bench import client, decode, page, probes, rates, serving, switch
 from tests.bench.__main__ import main
+from tests.bench.others import Tool
+from tests.bench.spread import quotient_of_costs
 from tests.conftest import eventually
 
 pytestmark = pytest.mark.kernel
 
 
+#: A tool like those of others, as far as the bench can tell: a process with a program at every switch.
+_TOOL = f"""\
+#!{sys.executable}
+import time
+from tests.bench.measured import empty_program
+with empty_program():
+    time.sleep(60)
+"""
+
+
+def test_a_switch_is_compared_with_nothing_and_with_the_tools_that_run_here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a-tool").write_text(_TOOL)
+    (tmp_path / "a-tool").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
+    tools = (
+        Tool("one", "its-package", "a-tool", busy=1),
+        Tool("no such tool", "its-package", "no-such-program"),
+        Tool("one that fails", "its-package", "false"),
+    )
+
+    figures = switch.measure(rounds=1, seconds=0.1, measured_rounds=1, tools=tools)
+
+    assert set(figures["ratio"]) == {"absent again", "empty program", *switch.OURS, "one"}
+    assert set(figures["cost_of_every_switch_to"]) == {"one"}
+    assert set(figures["switch_ns"]) == {*switch.OURS, "one"}
+    assert figures["left_out"] == {
+        "no such tool": "not installed: apt-get install --no-install-recommends its-package",
+        "one that fails": "one that fails does not run here: it says nothing",
+    }
+    on_switch = {kind: figures["programs"][kind]["on_switch"] for kind in switch.OURS}
+    assert all(of["runs_per_event"] >= 0.99 for of in on_switch.values())
+    over_empty = {kind: of["over_empty_ns"]["median"] for kind, of in on_switch.items()}
+    assert over_empty[switch.IGNORED] < over_empty[switch.EVERY]
+    assert set(figures["lost"]) == {switch.FOLLOWED, switch.EVERY}
+    rendered = page.wrapped(switch.render(json.loads(json.dumps(figures))))
+    assert "*no such tool* is left out: not installed: apt-get install" in " ".join(rendered.split())
+
+
+def test_half_the_cost_is_a_quotient_of_a_half_whatever_the_rounds_have_in_common() -> None:
+    absent, theirs, ours = [100.0, 50.0, 200.0], [60.0, 30.0, 120.0], [80.0, 40.0, 160.0]
+
+    quotient = quotient_of_costs(ours, theirs, absent)
+
+    assert [quotient[key] for key in ("low", "median", "high")] == pytest.approx([0.5, 0.5, 0.5])
+
+
+def test_every_event_of_a_pace_is_read_by_a_whole_agent_or_counted_as_lost() -> None:
+    figures = rates.measure(rounds=1, seconds=0.5, idle_s=0.5, paces=(20_000,))
+
+    paced = figures["paces"]["20000"]
+    read = paced["turns_per_s"]["median"] + paced["lost"][rates.TURN] / 0.5
+    assert read >= 0.99 * paced["made_per_s"]["median"]
+    assert paced["cpu_percent"]["median"] > 0
+    assert set(figures["idle"]) == {"no worker", "a worker, silent"}
+    assert "| 20,000 |" in page.wrapped(rates.render(json.loads(json.dumps(figures))))
+
+
+def test_no_call_of_the_client_sleeps_whatever_the_agent_does(tmp_path: Path) -> None:
+    states = client.of_requests(tmp_path, rounds=1, bursts=20)
+
+    assert set(states) == set(client.STATES)
+    for state in states.values():
+        assert state["calls"] == 20 * client.BURST
+        assert state["slept"] == 0
+        assert state["p50_ns"]["median"] <= state["p99_ns"]["median"] <= state["worst_ns"]
+    assert states[client.ABSENT]["dropped_percent"] == 100
+    assert 0 < states[client.STOPPED]["dropped_percent"] < 100
+    assert states[client.ABSENT]["p50_ns"]["median"] < states[client.STOPPED]["p50_ns"]["median"]
+
+
 def test_every_turn_of_a_storm_is_read_or_counted_as_lost() -> None:
-    figures = decode.measure(rounds=1, seconds=0.2)
+    figures = decode.measure(rounds=1, seconds=0.1)
 
     assert set(figures["storms"]) == set(decode.STORMS)
     for storm in figures["storms"].values():
@@ -29,7 +106,7 @@ def test_every_turn_of_a_storm_is_read_or_counted_as_lost() -> None:
 def test_what_a_probe_looks_at_is_done_and_its_programs_run(source: BpfSource) -> None:
     there = set(source.run_times())  # an older kernel lacks some
     source.close()
-    figures = probes.measure(rounds=1, seconds=0.1)
+    figures = probes.measure(rounds=1, seconds=0.04)
 
     for measured in figures["events"].values():
         for workload in set(probes.EVENTS) - {probes.LOCK, probes.RECLAIM}:  # those depend on the machine
