@@ -1,0 +1,1 @@
+"""One module per fault, named as the fault, with a ``FAULT``."""
