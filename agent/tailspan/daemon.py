@@ -16,22 +16,12 @@ import signal
 import socket
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from tailspan import __version__, clock, log, memory, privileges, service, tls
 from tailspan import config as configuration
-from tailspan.attribute.shedding import (
-    GPU_CALLS,
-    RAISED_FLOOR_NS,
-    SHORT_WAITS,
-    SLICES,
-    SYSCALLS,
-    VERDICTS,
-)
 from tailspan.attribute.watch import LONGEST_S, Watch
 from tailspan.collect.bpf.cuda import CudaProbes
 from tailspan.collect.bpf.source import BpfSource, Options
@@ -49,24 +39,25 @@ from tailspan.collect.identity import Identities
 from tailspan.collect.nvml import GpuSampler
 from tailspan.collect.otlp.server import OtlpReceiver
 from tailspan.collect.samples import CpuSampler, NetTotals
-from tailspan.collect.targets import Reason, Target, Targets
+from tailspan.collect.targets import Target, Targets
 from tailspan.collect.worker import WorkerServer
 from tailspan.config import Config
 from tailspan.control import ControlServer, Pending
 from tailspan.cost.price import Price
-from tailspan.errors import ProbeError, TailspanError
+from tailspan.errors import TailspanError
 from tailspan.export.otlp import configured
 from tailspan.export.prometheus import Metrics
 from tailspan.export.pulse import Pulse
 from tailspan.export.tally import Tally
 from tailspan.pipeline import SLICE_S, Pipeline
+from tailspan.probing import Probing
 from tailspan.publisher import Publisher
 from tailspan.timeline.evidence import Meta, Table
 from tailspan.timeline.handover import Handover
 from tailspan.timeline.inbox import Received
 from tailspan.timeline.peers import Peers
 from tailspan.timeline.tables import LOSS_CLIENT, LOSS_WINDOW
-from tailspan.wire.events import THREAD_EVENT, THREAD_STATE, RecordClass, ThreadEventKind
+from tailspan.wire.events import RecordClass
 
 logger = logging.getLogger(__name__)
 
@@ -113,10 +104,6 @@ class Agent:
             self.metrics.lost(name, 0)
         self.pipeline = Pipeline(config)
         self._pulse = Pulse()
-        self._price = Price(self, config.budget, config.window.seconds)
-        self._shed: frozenset[str] = frozenset()
-        self._seen_last = np.empty(0, THREAD_STATE)  # of all threads, when probes went off
-        self._heard: list[tuple[list[int], Reason]] = []  # since then
         self._watch = Watch(config.health, config.slow.slo_ms, min(config.window.seconds, LONGEST_S))
         with contextlib.ExitStack() as stack:
             self.source = BpfSource(_options(config))
@@ -143,6 +130,9 @@ class Agent:
                 stack.callback(self._gpus.close)
             self._cuda = CudaProbes(self.source, config.gpu.calls_per_s)
             stack.callback(self._cuda.close)
+            parts = self.source, self.syscalls, self._cuda, self._following, self.pipeline
+            self._probing = Probing(*parts, config.probes.short_wait_us * 1000)
+            self._price = Price(self._probing, config.budget, config.window.seconds)
             tally = Tally(Path(config.store.path, "tally"))
             stack.callback(tally.close)
             self._handover = Handover(tally, process_started, self._boot)
@@ -217,7 +207,7 @@ class Agent:
         self._pulse.beat()
         accepted = self._server.accept()
         if accepted:
-            self._hear([peer.pid for peer in accepted], SOCKET)
+            self._probing.hear([peer.pid for peer in accepted], SOCKET)
         of_workers = self._server.read()
         self._pressure = len(of_workers) / CALM_MESSAGES
         self._unsettled += of_workers
@@ -225,12 +215,12 @@ class Agent:
         if self._receiver:
             self._take(self._receiver.read())
             if met := self._receiver.connected():
-                self._hear(list(met), OTLP)
+                self._probing.hear(met, OTLP)
         due = time.monotonic_ns() - self._judged_ns >= self._config.agent.judge_ms * 1_000_000
         # Look at open intervals before the rings are drained: a turn that ends in between is then in a record.
-        paused = self.source.is_paused
+        paused = self._probing.is_off
         to_grade = due and not paused and self._watch.due(time.monotonic_ns())
-        open_threads = self._look() if to_grade or (due and self._pending) else None
+        open_threads = self._probing.look() if to_grade or (due and self._pending) else None
         self._drain(thorough=due)
         if due:
             self._judged_ns = time.monotonic_ns()
@@ -259,64 +249,6 @@ class Agent:
         pressure = 1 if self._judging else self._pressure
         return self._config.agent.tick_ms / 1000 / min(1, max(pressure, 1 / RELAXED))
 
-    def switch_probes(self, on: bool) -> None:
-        """Every program that runs at events, off and on again. While they are off nobody is followed."""
-        if not on:
-            self._price.probes(on, time.monotonic_ns())
-            self._cuda.lift()
-            try:
-                self._seen_last = self.source.pause()
-            except ProbeError:
-                self._price.probes(True, time.monotonic_ns())
-                raise
-            return
-        try:
-            resumed = self.source.resume()
-        finally:
-            self._price.probes(on, time.monotonic_ns())
-        self.pipeline.threads.see(resumed.states)
-        self._following.born(_births(resumed.born))
-        heard, self._heard = self._heard, []
-        for pids, reason in heard:
-            self._following.heard(pids, reason)
-
-    def worker_cpu_ns(self) -> dict[int, int]:
-        """CPU time in all, of each process that is followed with its children."""
-        found = {}
-        for tgid in self.pipeline.threads.processes() - self.source.only_threads:
-            with contextlib.suppress(OSError):  # it has ended
-                found[tgid] = clock.process_cpu_ns(tgid)
-        return found
-
-    def shed(self, steps: frozenset[str]) -> None:
-        """Do without these steps of attribute.shedding, and with all others."""
-        self.syscalls.shed(SYSCALLS in steps)
-        if GPU_CALLS in steps - self._shed:
-            self._cuda.lift()
-        floor_ns = max(RAISED_FLOOR_NS, self._config.probes.short_wait_us * 1000)
-        self.source.tune(floor_ns if SHORT_WAITS in steps else 0, slices=SLICES not in steps)
-        self.pipeline.shed_verdicts(VERDICTS in steps)
-        self._shed = steps
-
-    def idle_steps(self) -> set[str]:
-        """Steps that save nothing now."""
-        idle = set() if self.syscalls.is_wanted else {SYSCALLS}
-        return idle if self._cuda.status().processes or GPU_CALLS in self._shed else idle | {GPU_CALLS}
-
-    def run_times(self) -> dict[str, tuple[int, int]]:
-        return self.source.run_times()
-
-    def _look(self) -> Table:
-        """All followed threads; while probes are off, as they were before."""
-        return self._seen_last if self.source.is_paused else self.source.threads()
-
-    def _hear(self, pids: list[int], reason: Reason) -> None:
-        """While probes are off nobody can be followed: that is done as soon as they are on."""
-        if self.source.is_paused:
-            self._heard.append((pids, reason))
-        else:
-            self._following.heard(pids, reason)
-
     def _grade(self, open_threads: Table) -> None:
         services = {tgid: said.get("service.name", "") for tgid, said in self.pipeline.inbox.resources.items()}
         gpus = self._gpus.host().gpus if self._gpus else ()
@@ -341,8 +273,8 @@ class Agent:
             self._following.fit(targets, self._targets.rules.reasons())
 
     def _look_at_gpus(self) -> None:
-        if self._config.gpu.calls == "on" and not self.source.is_paused and GPU_CALLS not in self._shed:
-            self._cuda.poll(self.pipeline.threads.processes())
+        if self._config.gpu.calls == "on":
+            self._probing.look_for_cuda()
         if self._gpus:
             taken = self._gpus.take()
             self.metrics.lost(_GPU_ROW, taken.dropped)
@@ -407,7 +339,7 @@ class Agent:
         self._following.born(batch.thread_events)
         peers = self._peers.new(batch.cycles, self.pipeline.threads.processes)
         if peers:
-            self._hear(peers, PEER)
+            self._probing.hear(peers, PEER)
         if self._peers.refused and self._config.follow.peers:
             log.once_per(3600, "peers", logger, "follow.peers is reached: others that end waits are not followed")
 
@@ -536,15 +468,6 @@ def run(config: Config, seconds: float | None = None, reload: Callable[[], Confi
         service.notify("STOPPING=1")
         agent.close()
     return 0
-
-
-def _births(born: Mapping[int, int]) -> Table:
-    """THREAD_EVENT rows of processes that nobody saw begin: child -> parent."""
-    rows = np.zeros(len(born), THREAD_EVENT)
-    rows["kind"] = ThreadEventKind.BORN
-    rows["tid"] = rows["tgid"] = list(born)
-    rows["parent_tgid"] = list(born.values())
-    return rows
 
 
 def _options(config: Config) -> Options:

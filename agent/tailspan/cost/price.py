@@ -135,9 +135,17 @@ class Price:
         if self._trial:
             self._trial.served(requests)
 
-    def probes(self, on: bool, mono_ns: int) -> None:
-        """They were switched, just now."""
-        self._off.set(not on, mono_ns)
+    def _switch(self, on: bool) -> None:
+        """Raises ProbeError. What is said of their being off is rather too long than too short."""
+        if not on:
+            self._off.set(True, time.monotonic_ns())
+        try:
+            self._agent.switch_probes(on)
+        except ProbeError:
+            self._off.set(False, time.monotonic_ns())
+            raise
+        if on:
+            self._off.set(False, time.monotonic_ns())
 
     def stop(self, why: str = "the agent stops") -> None:
         """End a measurement before its time."""
@@ -180,7 +188,7 @@ class Price:
             return lambda: {"ok": False, "error": "no worker is followed: there is nothing to measure"}
         seed = secrets.randbits(32)
         logger.info("cost: probes go off and on for %.0f s, to measure what they cost (seed %d)", seconds, seed)
-        self._trial = Trial(seconds, seed, self._agent.switch_probes, self._agent.worker_cpu_ns)
+        self._trial = Trial(seconds, seed, self._switch, self._agent.worker_cpu_ns)
         self._asker = _Asker(self)
         return self._asker
 
