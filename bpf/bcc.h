@@ -79,6 +79,12 @@
 		READ_INTO(&_value, sizeof(_value), pointer, field);   \
 		_value;                                               \
 	})
+#define READ_AT(type, pointer, offset)                                                \
+	({                                                                            \
+		type _value = 0;                                                      \
+		bpf_probe_read_kernel(&_value, sizeof(_value), (void *)(pointer) + (offset)); \
+		_value;                                                               \
+	})
 #define READ2(pointer, a, b) READ(READ(pointer, a), b)
 #define READ3(pointer, a, b, c) READ(READ2(pointer, a, b), c)
 #define READ4(pointer, a, b, c, d) READ(READ3(pointer, a, b, c), d)

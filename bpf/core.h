@@ -15,11 +15,12 @@
 
 /* A field behind a pointer that the verifier trusts: the kernel's arguments, and what they lead to. */
 #define READ(pointer, field) ((pointer)->field)
+#define READ_AT(type, pointer, offset) (*(type *)((void *)(pointer) + (offset)))
 /* Bytes behind any pointer of the kernel's. */
 #define READ_INTO(to, size, pointer, field) bpf_probe_read_kernel(to, size, &(pointer)->field)
 /* Of a field that not every kernel has: read only where it exists. */
 #define EXISTS(pointer, field) bpf_core_field_exists((pointer)->field)
-#define READ_OPTIONAL(pointer, field) BPF_CORE_READ(pointer, field)
+#define READ_OPTIONAL(pointer, field) READ(pointer, field)
 #define READ_OPTIONAL_BITFIELD(pointer, field) (EXISTS(pointer, field) && BPF_CORE_READ_BITFIELD(pointer, field))
 
 #define TRACEPOINT(event, name, args...) \

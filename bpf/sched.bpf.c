@@ -38,7 +38,7 @@ static __always_inline bool throttled(struct task_struct *task)
 
 	if (EXISTS(new, throttled))
 		return READ_OPTIONAL(new, throttled);
-	queue = BPF_CORE_READ(task, se.cfs_rq);
+	queue = READ(task, se.cfs_rq);
 	return READ_OPTIONAL(queue, throttle_count) > 0;
 }
 
@@ -50,7 +50,7 @@ static __always_inline void begin_throttle(struct task_struct *task, struct foll
 	if (!throttled(task))
 		return;
 	f->flags |= CYCLE_THROTTLED;
-	queue = BPF_CORE_READ(task, se.cfs_rq);
+	queue = READ(task, se.cfs_rq);
 	f->throttle_clocked = EXISTS(queue, throttled_clock_self_time);
 	if (f->throttle_clocked)
 		f->throttled_at_ready_ns = READ_OPTIONAL(queue, throttled_clock_self_time);
@@ -59,7 +59,7 @@ static __always_inline void begin_throttle(struct task_struct *task, struct foll
 /* How much of the wait, which is over, it was out of quota; all of it where the kernel keeps no such clock. */
 static __always_inline u64 end_throttle(struct task_struct *task, struct follow *f, u64 waited)
 {
-	struct cfs_rq *queue = BPF_CORE_READ(task, se.cfs_rq);
+	struct cfs_rq *queue = READ(task, se.cfs_rq);
 	u64 clock;
 
 	if (!(f->flags & CYCLE_THROTTLED))

@@ -11,16 +11,21 @@ KNOB(bool, cpu_controller_v1, 0);
 /* Not sched_task_group: that may be an autogroup, which is no cgroup. */
 static __always_inline u64 cpu_cgroup_id(struct task_struct *task)
 {
-	struct cgroup_subsys_state *css = 0;
-	struct css_set *set;
+	struct css_set *set = READ(task, cgroups);
+	struct cgroup_subsys_state *css;
+	struct cgroup *group;
+	struct kernfs_node *node;
 
-	if (!cpu_controller_v1)
-		return BPF_CORE_READ(task, cgroups, dfl_cgrp, kn, id);
-	set = BPF_CORE_READ(task, cgroups);
-	bpf_probe_read_kernel(&css, sizeof(css),
-			      (void *)set + bpf_core_field_offset(struct css_set, subsys) +
+	if (cpu_controller_v1) {
+		css = READ_AT(struct cgroup_subsys_state *, set,
+			      bpf_core_field_offset(struct css_set, subsys) +
 				      bpf_core_enum_value(enum cgroup_subsys_id, cpu_cgrp_id) * sizeof(css));
-	return BPF_CORE_READ(css, cgroup, kn, id);
+		group = READ(css, cgroup);
+	} else {
+		group = READ(set, dfl_cgrp);
+	}
+	node = READ(group, kn);
+	return READ(node, id);
 }
 
 /* The task's number in its innermost pid namespace. */
