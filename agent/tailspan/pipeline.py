@@ -30,6 +30,11 @@ from tailspan.timeline.tables import LOSS
 from tailspan.timeline.threads import Threads
 from tailspan.timeline.window import Strings, Window
 
+#: What the window lets go of for its bound is lost if a request may still look at it: if one of late began so long
+#: before it was judged, times this, or so many ns before.
+REACH, LEAST_REACH_NS = 2.0, 1_000_000_000
+#: Part of what is remembered of that at the next eviction: half of it goes in half a minute.
+REACH_KEPT = 0.99
 #: Requests attributed at once: bounds the memory of one turn.
 MAX_REQUESTS = 2_000
 #: Slow requests whose evidence is stored in one turn; of more the slowest are, and the others are counted.
@@ -81,6 +86,7 @@ class Pipeline:
         self._losses: list[Table] = []
         self._taken, self._readers = Taken(), Readers()
         self._keep_ns = int(config.window.seconds * 1e9)
+        self._reach_ns = 0.0
 
     def change(self, config: Config) -> None:
         """Judge by its ``slow`` and ``store.keep`` from now on."""
@@ -134,8 +140,11 @@ class Pipeline:
     def evict(self, now_mono_ns: int) -> None:
         self._taken.evict(now_mono_ns - self._keep_ns)
         dropped = self.window.evict(now_mono_ns)
-        if len(dropped):
-            self._losses.append(dropped)
+        reach_ns = max(LEAST_REACH_NS, REACH * self._reach_ns)
+        self._reach_ns *= REACH_KEPT
+        missed = dropped[dropped["end_mono_ns"] > now_mono_ns - reach_ns]
+        if len(missed):
+            self._losses.append(missed)
 
     def take_losses(self) -> Table:
         """Losses found here since the last call (LOSS rows); those of the kernel come with its batches."""
@@ -147,6 +156,7 @@ class Pipeline:
     ) -> Iterator[Judged | None]:
         self._join(rows, open_threads)
         requests, strings = rows.requests, self.strings.all
+        self._reach_ns = max(self._reach_ns, float((requests["received_mono_ns"] - began(requests)).max()))
         likes = self._baseline.likes(requests, strings)
         slow = is_slow(requests, likes)
         sample = self._sample(len(requests))

@@ -112,3 +112,22 @@ def test_when_ledgers_cost_too_much_some_requests_stand_for_all_and_a_slow_one_s
     published(many("rare", 3))
     assert counted_s("rare") == pytest.approx(4 * 20 / 1e3)
     publisher.close()
+
+
+def test_what_the_window_lets_go_of_is_lost_if_requests_reach_back_so_far() -> None:
+    pipeline = Pipeline(load(environ={}, flags={"window.max_rows": "1000"}))
+    rows = table("cycles", rows=600, tid=TID, tgid=TGID, on_mono_ns=5_000 * MS)
+
+    def let_go(now_ms: int) -> int:
+        for _ in range(2):
+            pipeline.take({"cycles": rows}, np.empty(0, THREAD_EVENT))
+        pipeline.evict(now_ms * MS)
+        return int(pipeline.take_losses()["count"].sum())
+
+    assert let_go(5_900) == 600  # a second ago: some request may have begun before that
+    assert let_go(6_100) == 0
+    assert len(pipeline.window.losses.cut(0, 5_000 * MS)) == 2  # a verdict that it touches says so all the same
+
+    request = Request(b"t" * 16, b"s" * 8, bytes(8), "1", "infer", TID, 1_000 * MS, 6_000 * MS)
+    list(pipeline.judge([Received(TGID, request, 6_000 * MS)], table("open_threads", rows=0), Meta(), str))
+    assert let_go(6_200) == 1200
