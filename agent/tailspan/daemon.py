@@ -320,7 +320,7 @@ class Agent:
         counted = tables | {"threads": batch.thread_events, "syscalls": batch.syscalls}
         for name, rows in (counted | {"connections": batch.connections}).items():
             self._records[name] += len(rows)
-        self.metrics.socket_waits(batch.sockets)
+        self.metrics.socket_waits(batch.sockets, add_up=thorough)
         self.metrics.gpu_calls(batch.gpu_calls)
         self.metrics.turns(batch.cycles, batch.slices, add_up=thorough)
         if thorough:

@@ -31,7 +31,15 @@ from tailspan.export.turns import run_queue_waits, taken_ns, thread_time_ns
 from tailspan.timeline.evidence import Table
 from tailspan.timeline.gpus import GpuHost
 from tailspan.timeline.tables import Join, join
-from tailspan.wire.events import CPU_SLICE, THREAD_CYCLE, GpuCallKind, IncidentKind, SocketFlags, SocketOp
+from tailspan.wire.events import (
+    CPU_SLICE,
+    SOCKET_WAIT,
+    THREAD_CYCLE,
+    GpuCallKind,
+    IncidentKind,
+    SocketFlags,
+    SocketOp,
+)
 from tailspan.wire.otlp import Origin, Signal
 
 #: Of REQUEST_DURATION, at 19 series each: combinations of name, model, version and status; those of them with the
@@ -125,6 +133,8 @@ class Metrics:
         self._names = LabelSets(MAX_NAMES)
         self._turns: list[tuple[Table, Table]] = []  # not added up yet
         self._n_turns = 0  # rows of them
+        self._socket_waits: list[Table] = []
+        self._n_socket_waits = 0
         self._numbers: dict[str, Numbers] = {}
         self._histograms: dict[str, Histogram] = {}
         self._health = HealthSource(self._overflow)
@@ -260,10 +270,17 @@ class Metrics:
                 lifetimes_ns = of_role["closed_mono_ns"] - of_role["opened_mono_ns"]
                 self._histogram(semconv.TCP_CONNECTION_DURATION).observe_all(role, durations_ns=lifetimes_ns)
 
-    def socket_waits(self, rows: Table) -> None:
-        """wire.events.SOCKET_WAIT: TCP sockets of followed threads between two operations."""
-        if not len(rows):
-            return
+    def socket_waits(self, rows: Table, add_up: bool = True) -> None:
+        """wire.events.SOCKET_WAIT: TCP sockets of followed threads between two operations. As :meth:`turns`."""
+        if len(rows):
+            self._socket_waits.append(rows)
+            self._n_socket_waits += len(rows)
+        if self._socket_waits and (add_up or self._n_socket_waits >= MANY_TURNS):
+            self._add_up_socket_waits(join(self._socket_waits, SOCKET_WAIT))
+            self._socket_waits.clear()
+            self._n_socket_waits = 0
+
+    def _add_up_socket_waits(self, rows: Table) -> None:
         since, arrived, until = rows["from_mono_ns"], rows["arrived_mono_ns"], rows["to_mono_ns"]
         flags = rows["flags"]
         accepted = flags & SocketFlags.ACCEPTED != 0

@@ -19,6 +19,12 @@ from tailspan.wire.events import CycleFlags, ObjectKind
 MIN_WAIT_NS = 1_000_000
 
 
+_BY_NO_TASK = CycleFlags.WAKER_IRQ | CycleFlags.WAKER_SOFTIRQ
+#: By object kind, with a place for those that are not known.
+_LOCAL = np.zeros(len(ObjectKind) + 1, bool)
+_LOCAL[[ObjectKind.PIPE, ObjectKind.UNIX, ObjectKind.FUTEX]] = True
+
+
 class Peers:
     """Bounded: at most ``limit`` processes at a time; it may be changed."""
 
@@ -33,13 +39,14 @@ class Peers:
 
         ``live``: the processes that are followed now; others that were have ended, and make room.
         """
-        cycles = cycles[(cycles["waker_tgid"] != cycles["tgid"]) & (cycles["waker_tgid"] != 0)]
-        if not len(cycles):
+        waker = cycles["waker_tgid"]
+        wakes = (waker != cycles["tgid"]) & (waker != 0)
+        wakes &= cycles["ready_mono_ns"] - cycles["off_mono_ns"] >= MIN_WAIT_NS
+        wakes &= cycles["flags"] & _BY_NO_TASK == 0
+        wakes &= _LOCAL[np.minimum(cycles["object_kind"], len(_LOCAL) - 1)]
+        if not wakes.any():
             return []
-        noticeable = cycles["ready_mono_ns"] - cycles["off_mono_ns"] >= MIN_WAIT_NS
-        by_task = cycles["flags"] & (CycleFlags.WAKER_IRQ | CycleFlags.WAKER_SOFTIRQ) == 0
-        local = np.isin(cycles["object_kind"], (ObjectKind.PIPE, ObjectKind.UNIX, ObjectKind.FUTEX))
-        wakers = cycles["waker_tgid"][noticeable & by_task & local]
+        wakers = waker[wakes]
         followed = set(np.unique(cycles["tgid"]).tolist())
         wanted = [tgid for tgid in np.unique(wakers).tolist() if tgid not in self._known | followed | {self._own}]
         if len(self._known) + len(wanted) > self.limit:
