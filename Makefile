@@ -17,7 +17,15 @@ demo: venv ## a worker, a neighbour that takes its CPU, and the explanation of o
 
 test: venv $(PROMETHEUS) ## lint, types, layers, and all tests (root: the kernel tests load BPF)
 	$(MAKE) -j2 check downloads
-	$(RUN) $(BIN)/pytest $(PYTEST_FLAGS)
+	$(MAKE) -j2 -Otarget units guests
+	$(RUN) $(BIN)/pytest --ignore=tests/unit --ignore=tests/kernels $(PYTEST_FLAGS)
+
+# What neither minds nor disturbs others' timing; the rest has the machine for itself.
+units: venv
+	$(RUN) $(BIN)/pytest tests/unit $(PYTEST_FLAGS)
+
+guests: venv
+	$(RUN) $(BIN)/pytest tests/kernels $(PYTEST_FLAGS)
 
 # A clean Debian and a kernel, while the checks run. The tests fetch what is not there, and say why if they cannot.
 downloads: venv
@@ -97,4 +105,4 @@ clean: ## remove what make made
 	rm -rf $(VENV) .demo dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	$(MAKE) -C bpf clean
 
-.PHONY: help demo test downloads check bench scorecard fuzz chaos kernels events generated pictures bpf dist deb venv deps clean
+.PHONY: help demo test units guests downloads check bench scorecard fuzz chaos kernels events generated pictures bpf dist deb venv deps clean
