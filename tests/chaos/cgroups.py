@@ -4,21 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import os
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 from tailspan.errors import CannotError
+from tests.cgroups import PERIOD_US, ROOT, remove
 
-ROOT = Path("/sys/fs/cgroup")
-PERIOD_US = 100_000
 #: Of systemd/tailspan.service.
 CPU_QUOTA, MEMORY_MAX = 0.5, 512 << 20
 #: Shares of a CPU: all of it against the rest of the machine; and inside.
 ALL = 8 * 1024
 SHARES = {"worker": 4096, "agent": 1024, "load": 2048, "strangers": 128}
-
-_REMOVE_S = 5.0
 
 
 class Cgroups:
@@ -97,15 +93,7 @@ class Cgroups:
 
     def close(self) -> None:
         """When the processes in them have ended."""
-        deadline = time.monotonic() + _REMOVE_S  # one that was killed takes a moment to leave
-        while self._made:
-            try:
-                self._made[-1].rmdir()
-                self._made.pop()
-            except OSError:
-                if time.monotonic() > deadline:
-                    raise
-                time.sleep(0.02)
+        remove(self._made)
 
     def _of_agent(self, controller: str, file: str) -> Path:
         top = self._tops[0] if controller == "cpu" else self._tops[-1]

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
-from tailspan.errors import UsageError
 from tests.chaos.scene import Scene
+from tests.discovery import faults_of
 
 
 @dataclass(frozen=True)
@@ -32,10 +30,4 @@ def discover() -> dict[str, Fault]:
     """Every fault of the folder, by name."""
     from tests.chaos import faults
 
-    found: dict[str, Fault] = {}
-    for module in sorted(info.name for info in pkgutil.iter_modules(faults.__path__)):
-        fault: Fault = importlib.import_module(f"{faults.__name__}.{module}").FAULT
-        if fault.name != module:
-            raise UsageError(f"faults/{module}.py calls its fault {fault.name}: a fault has the name of its file")
-        found[fault.name] = fault
-    return found
+    return faults_of(faults)

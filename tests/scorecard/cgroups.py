@@ -4,18 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import os
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 from tailspan.errors import CannotError
+from tests.cgroups import PERIOD_US, ROOT, remove
 
-ROOT = Path("/sys/fs/cgroup")
-PERIOD_US = 100_000
 #: Shares of a CPU: all of the scorecard's against the rest of the machine; and inside it.
 ALL, WORKER, NEIGHBOURS, OTHERS = 256 * 1024, 1024, 4 * 1024, 1024
-
-_REMOVE_S = 5.0
 
 
 class Cgroups:
@@ -100,15 +96,7 @@ class Cgroups:
     def close(self) -> None:
         """When the processes in them have ended, but for this one."""
         (self._before / "cgroup.procs").write_text(str(os.getpid()))
-        deadline = time.monotonic() + _REMOVE_S  # a process that was killed takes a moment to leave
-        while self._made:
-            try:
-                self._made[-1].rmdir()
-                self._made.pop()
-            except OSError:
-                if time.monotonic() > deadline:
-                    raise
-                time.sleep(0.02)
+        remove(self._made)
 
 
 def _group_of_this_process(controller: str) -> str:

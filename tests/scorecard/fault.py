@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 from tailspan.attribute.causes import Cause
 from tailspan.attribute.verdict import Culprit, CulpritKind, Verdict
-from tailspan.errors import UsageError
+from tests.discovery import faults_of
 from tests.scorecard.load import CONNECTIONS, THINK_S
 from tests.scorecard.scene import Scene
 from tests.scorecard.truth import Truth
@@ -99,10 +97,4 @@ def discover() -> dict[str, Fault]:
     """Every fault of the folder, by name."""
     from tests.scorecard import faults
 
-    found: dict[str, Fault] = {}
-    for module in sorted(info.name for info in pkgutil.iter_modules(faults.__path__)):
-        fault: Fault = importlib.import_module(f"{faults.__name__}.{module}").FAULT
-        if fault.name != module:
-            raise UsageError(f"faults/{module}.py calls its fault {fault.name}: a fault has the name of its file")
-        found[fault.name] = fault
-    return found
+    return faults_of(faults)

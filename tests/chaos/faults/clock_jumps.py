@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from itertools import cycle
 
 from tailspan.errors import CannotError
+from tests.chaos.beside import beside
 from tests.chaos.fault import Fault
 from tests.chaos.scene import Scene
 
@@ -16,24 +17,20 @@ HOUR_S, EVERY_S = 3600.0, 0.7
 
 @contextlib.contextmanager
 def clock_jumps(scene: Scene) -> Iterator[None]:
-    ended = threading.Event()
     if not scene.clock.is_of(scene.agent.pid):
         raise CannotError("the agent does not take its clock from us")
 
-    def jump() -> None:
+    def jump(ended: threading.Event) -> None:
         for offset_s in cycle((HOUR_S, 0.0, -HOUR_S)):
             scene.clock.set(offset_s)
             scene.done["jumps"] += 1
             if ended.wait(EVERY_S):
                 break
 
-    thread = threading.Thread(target=jump)
-    thread.start()
     try:
-        yield
+        with beside(jump):
+            yield
     finally:
-        ended.set()
-        thread.join()
         scene.clock.set(0.0)
 
 

@@ -9,6 +9,7 @@ import threading
 from collections.abc import Iterator
 from itertools import cycle
 
+from tests.chaos.beside import beside
 from tests.chaos.fault import Fault
 from tests.chaos.scene import Scene
 
@@ -34,9 +35,7 @@ FILES = (
 
 @contextlib.contextmanager
 def reloads(scene: Scene) -> Iterator[None]:
-    ended = threading.Event()
-
-    def reload() -> None:
+    def reload(ended: threading.Event) -> None:
         order = random.Random(7).sample(FILES, len(FILES))
         for text in cycle(order):
             scene.configure(text)
@@ -44,13 +43,10 @@ def reloads(scene: Scene) -> Iterator[None]:
             if ended.wait(EVERY_S):
                 break
 
-    thread = threading.Thread(target=reload)
-    thread.start()
     try:
-        yield
+        with beside(reload):
+            yield
     finally:
-        ended.set()
-        thread.join()
         scene.configure("")
         scene.agent.signal(signal.SIGHUP)
 

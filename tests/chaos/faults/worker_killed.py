@@ -6,6 +6,7 @@ import contextlib
 import threading
 from collections.abc import Iterator
 
+from tests.chaos.beside import beside
 from tests.chaos.fault import Fault
 from tests.chaos.scene import Scene
 
@@ -24,22 +25,15 @@ threading.Event().wait()
 
 @contextlib.contextmanager
 def worker_killed(scene: Scene) -> Iterator[None]:
-    ended = threading.Event()
-
-    def live() -> None:
+    def live(ended: threading.Event) -> None:
         while not ended.is_set():
             with scene.stranger(SERVES, scene.socket) as worker:
                 worker.go()
                 ended.wait(LIFE_S)
                 scene.done["kills"] += 1
 
-    thread = threading.Thread(target=live)
-    thread.start()
-    try:
+    with beside(live):
         yield
-    finally:
-        ended.set()
-        thread.join()
 
 
 FAULT = Fault("worker_killed", "another worker is killed while it serves, and started again", worker_killed)
