@@ -94,6 +94,8 @@ class Following:
 
     def born(self, events: Table) -> None:
         """Take in the births of processes among these THREAD_EVENT rows."""
+        if not len(events):
+            return
         births = events[(events["kind"] == ThreadEventKind.BORN) & (events["tid"] == events["tgid"])]
         late: dict[int, Reason | None] = {}
         for pid, parent in births[["tgid", "parent_tgid"]].tolist():
