@@ -33,6 +33,7 @@ class AgentProcess:
             f"agent.control={folder / 'control.sock'}",
             f"store.path={self.store}",
             "export.prometheus=",
+            "budget.cpu=0",  # on a slow machine a test's load would cost it its culprits
             *settings,
         ]
         command = [sys.executable, "-m", "tailspan", "run"]

@@ -78,4 +78,10 @@ FINDINGS = (
         "What is around it caught that, and took the backend's answer for an unexpected failure.",
         "tests/unit/test_foreign_text.py::test_a_backend_may_name_any_date",
     ),
+    Finding(
+        "otlp_http",
+        "A POST that calls itself HTTP/0.9 was forwarded, and answered without a head: with nothing. Its sender "
+        "could not tell, and would send it again. It is refused, and every answer has a head.",
+        "tests/unit/collect/test_otlp_servers.py::test_what_is_no_request_of_http_is_refused",
+    ),
 )

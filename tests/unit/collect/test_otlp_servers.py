@@ -233,6 +233,8 @@ def test_http_refuses_with_a_status_in_the_senders_encoding(
         b"ffffffff\r\n",
         b"nonsense\r\n\r\n",
         b"GET / HTTP/9.9\r\n\r\n",
+        b"GET /v1/traces\r\n\r\n",
+        b"POST /v1/traces HTTP/0.9\r\nContent-Type: application/json\r\nContent-Length: 2\r\n\r\n{}",
         b"GET /" + b"x" * 70_000 + b" HTTP/1.1\r\n\r\n",
         b"GET / HTTP/1.1\r\n" + b"a: b\r\n" * 200 + b"\r\n",
     ],
@@ -244,7 +246,7 @@ def test_what_is_no_request_of_http_is_refused(receiver: OtlpReceiver, sent: byt
         answer = b""
         while part := connection.recv(65536):
             answer += part
-    assert answer.startswith((b"HTTP/1.1 4", b"HTTP/1.1 5", b'{"code"'))
+    assert answer.startswith((b"HTTP/1.1 4", b"HTTP/1.1 5"))
     assert sum(refused(receiver).values()) == 1
     assert post(receiver, "/v1/logs", logs(1).SerializeToString())[0] == 200
 

@@ -213,6 +213,14 @@ class _Handler(BaseHTTPRequestHandler):
             self._incoming.allow(MESSAGE_S)
             super().handle_one_request()
 
+    def parse_request(self) -> bool:
+        if not super().parse_request():
+            return False
+        if self.request_version == "HTTP/0.9":
+            self.send_error(HTTPStatus.HTTP_VERSION_NOT_SUPPORTED)
+            return False
+        return True
+
     def do_POST(self) -> None:
         try:
             signal, is_json = self._signal(), self._is_json()
@@ -243,6 +251,7 @@ class _Handler(BaseHTTPRequestHandler):
     def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
         """What the base class finds wrong with a request, before one of the methods above has it."""
         self._intake.count("malformed")
+        self.request_version = "HTTP/1.0"  # of 0.9 its answer would have no head: nobody could tell what it says
         self._answer_error(HTTPStatus(code), Code.INVALID_ARGUMENT, message or HTTPStatus(code).phrase)
 
     def log_message(self, format: str, *args: Any) -> None:
