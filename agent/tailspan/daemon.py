@@ -93,6 +93,7 @@ class Agent:
         self._records: Counter[str] = Counter()  # by table, since the metrics were told
         self._judged_ns = time.monotonic_ns()
         self._judging: Iterator[None] | None = None
+        self._gone: set[int] = set()  # processes that are to be forgotten
         self._pressure = 0.0  # of the last tick: 1 is as much as a tick shall find
         self._cgroups = Cgroups()
         self._peers = Peers(config.follow.peers)
@@ -263,8 +264,15 @@ class Agent:
         if self._receiver:
             self._receiver.ignore({peer.pid for peer in self._server.peers.values()})
             gone |= self._receiver.take_gone(set(self.pipeline.threads.processes()))
-        for tgid in gone:
+        self._gone |= gone
+        if not self._judging:
+            self._forget()
+
+    def _forget(self) -> None:
+        """Not while something is judged: what a process has said last would be remembered for ever."""
+        for tgid in self._gone:
             self.pipeline.inbox.forget(tgid)
+        self._gone.clear()
 
     def _look_for_targets(self) -> None:
         self._following.forget_ended()
@@ -356,6 +364,7 @@ class Agent:
         while self._judging and time.thread_time() < until_s:
             if next(self._judging, _OVER) is _OVER:
                 self._judging = None
+                self._forget()
 
     def _judged(self, received: list[Received], of_workers: list[Received], open_threads: Table) -> Iterator[None]:
         """Judge these, and stop after each step."""

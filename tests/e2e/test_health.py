@@ -32,6 +32,15 @@ while not ended.is_set():
     time.sleep(0.012)
 """
 
+#: Ends as soon as it has said who it is.
+PASSES = """
+import tailspan.client
+client = tailspan.client.connect(service="passing", path=sys.argv[1])
+with client.request("GET /"): pass
+print("connected", flush=True)
+"""
+STAYS = PASSES.replace("passing", "staying") + "sys.stdin.readline()\n"
+
 
 def ask(port: int, path: str) -> tuple[int, str]:
     try:
@@ -128,6 +137,23 @@ def test_a_worker_is_healthy_until_neighbours_take_its_cpu_and_again_when_they_h
     worker.finish()
     eventually(lambda: not json.loads(ask(port, "/health")[1])["workers"], "the worker is forgotten")
     assert metric(port, 'tailspan_worker_health_state{service="toy",state="healthy"}') == 0.0
+
+
+def test_of_workers_that_end_as_soon_as_they_have_connected_nothing_is_left(
+    agent: AgentProcess, port: int
+) -> None:
+    for _ in range(11):
+        with program(PASSES, agent.socket) as worker:
+            worker.go()
+            assert worker.line() == "connected"
+    with program(STAYS, agent.socket) as worker:
+        worker.go()
+        assert worker.line() == "connected"
+
+        def services() -> set[str]:
+            return {each["service"] for each in json.loads(ask(port, "/health")[1])["workers"]}
+
+        eventually(lambda: services() == {"staying"}, "only one is left")
 
 
 def test_an_agent_that_workers_cannot_reach_is_alive_and_not_ready(agent: AgentProcess, port: int) -> None:

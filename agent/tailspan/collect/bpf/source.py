@@ -283,6 +283,7 @@ class BpfSource:
             targets.delete(struct.pack("<I", tgid))
         if self.status["tcp"].attached:  # the sockets they have already
             self._loaded.links["tcp"]["iter_sockets"].read_iterator()
+        self._only_threads.intersection_update(states["tgid"].tolist())  # others have ended
         return states
 
     def unfollow(self, tgids: list[int]) -> None:
