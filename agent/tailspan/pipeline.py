@@ -41,12 +41,14 @@ MAX_REQUESTS = 2_000
 MAX_KEPT = 512
 #: CPU time that verdicts may take in one turn. Evidence beyond it is stored unjudged, and judged when it is read:
 #: after a jump in load every request is slow, and the agent must not take the CPU that the worker lacks.
-VERDICT_BUDGET_S = 0.02
+VERDICT_BUDGET_S = 0.04
 MIN_VERDICTS = 2
 #: CPU time that ledgers may take in one turn; they say what is normal for their like, and where time goes on the
 #: whole. When a turn has more requests than that pays for, some that ended one after the other stand for all.
 LEDGER_BUDGET_S = 0.005
 MIN_LEDGERS = 4
+#: What one takes, as long as nothing is known.
+FIRST_VERDICT_S, FIRST_LEDGER_S = 0.002, 0.0002
 #: CPU time between two moments at which judging can be put off: whoever shares the agent's CPU waits as long.
 SLICE_S = 0.004
 #: Fewer at once would cost as much.
@@ -77,8 +79,7 @@ class Pipeline:
         self.window = Window(config.window.seconds, config.window.max_rows)
         self.inbox = Inbox(self.threads, self.strings)
         self.forgotten = 0  #: slow requests beyond MAX_KEPT
-        self._verdict_s = VERDICT_BUDGET_S / MIN_VERDICTS  #: what one takes, learned
-        self._ledger_s = LEDGER_BUDGET_S / MIN_LEDGERS  #: what that of one request takes, learned
+        self._verdict_s, self._ledger_s = FIRST_VERDICT_S, FIRST_LEDGER_S  #: what one takes, learned
         self._random = random.Random(0)
         self._baseline = Baseline(_slow_rule(config))
         self._keep_all = config.store.keep == "all"

@@ -24,17 +24,17 @@ def burn(ms):
     until = time.thread_time() + ms / 1000
     while time.thread_time() < until: pass
 
-def serve(count, trace_id):
+def serve(count, trace_id, gap=0.012):
     for i in range(count):
         parent = f"00-{trace_id:032x}-{i + 1:016x}-01"
         with client.request("POST /toy", traceparent=parent) as request:
             burn(8)
-        time.sleep(0.012)
+        time.sleep(gap)
 
 serve(60, 0xabc)
 print("warm", flush=True)
 sys.stdin.readline()
-serve(15, 0xdef)
+serve(15, 0xdef, 0.06)  # fewer at a time than the agent would rather store than judge
 """
 
 
