@@ -91,7 +91,7 @@ class Agent:
         self._pending: list[Received] = []
         self._unsettled: list[Received] = []  # of the workers' socket, neither judged yet nor counted as dropped
         self._records: Counter[str] = Counter()  # by table, since the metrics were told
-        self._judged_ns = time.monotonic_ns()
+        self._judged_ns = 0  # the first tick says all that there is to say
         self._judging: Iterator[None] | None = None
         self._gone: set[int] = set()  # processes that are to be forgotten
         self._pressure = 0.0  # of the last tick: 1 is as much as a tick shall find

@@ -173,7 +173,7 @@ work.put(None); executor.join()
 def test_a_request_queued_behind_another_batch_inherits_its_ledger(
     run_agent: Callable[..., AgentProcess],
 ) -> None:
-    agent = run_agent()
+    agent = run_agent("agent.judge_ms=100")  # it knows what is normal before the first long batch
     with program(BATCHING, agent.socket, cpu=LAST_CPU) as worker:
         worker.go()
         assert worker.line() == "warm"

@@ -49,6 +49,8 @@ EMPTY: Mapping[str, str] = {
     semconv.OTLP_BROKEN_SPANS.name: "workers' traces fit together",
     semconv.TLS_RELOADS.name: "nothing listens beyond loopback",
     semconv.TLS_EXPIRES.name: "nothing listens beyond loopback",
+    semconv.COST_DIFFERENCE.name: "nobody asked what its probes cost",
+    semconv.COST_MEASURED.name: "nobody asked what its probes cost",
 }
 #: Stages whose requests come on a connection each: the worker's threads, and their own connections, end with it.
 FRESH = {"upstream", "fresh"}
@@ -80,6 +82,7 @@ while True:
 NOTHING_WRONG = {
     "Which agents are down?",
     "Which hosts lack probes?",
+    "Which steps are shed?",
 }
 
 #: Unit of a panel -> what its values must lie within.

@@ -87,7 +87,12 @@ def scene(folder: Path) -> Iterator[Scene]:
         agent_folder.mkdir()
         port = _free_port()
         card = Card(folder)
-        agent = AgentProcess(agent_folder, f"export.prometheus=127.0.0.1:{port}", environment=card.environment)
+        agent = AgentProcess(
+            agent_folder,
+            f"export.prometheus=127.0.0.1:{port}",
+            "budget.cpu=64",  # one that is never reached: a flood would cost it its culprits
+            environment=card.environment,
+        )
         stack.callback(_end_agent, agent)
         module = (sys.executable, "-m")
 
