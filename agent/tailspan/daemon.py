@@ -202,6 +202,7 @@ class Agent:
         self._judged_ns = 0
         self.tick()
         self._go_on_judging(math.inf)
+        self._report()  # what was dropped of the last ones too
 
     def tick(self) -> None:
         """Drain everything once; judge when it is time to."""

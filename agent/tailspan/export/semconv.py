@@ -412,7 +412,8 @@ REQUEST_TIME = Metric(
     "counter",
     "s",
     ("cause", "name"),
-    "What the wall time of all requests was spent on; over all causes it sums to the requests' durations",
+    "What the wall time of all requests was spent on; over all causes it sums to the requests' durations. At high "
+    "rates by the ledgers of some that stand for all",
     "ledgers",
     limit=33 * len(CAUSES),
 )
