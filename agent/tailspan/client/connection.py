@@ -53,6 +53,8 @@ class _Counter:
 
 #: Messages that this process has handed to the kernel, on all its connections: all but hellos and drops.
 _sent = _Counter()
+#: What this process has lost, on all its connections, by thread: no lock, and no update is lost.
+_dropped: dict[int, int] = {}
 
 
 class Connection:
@@ -65,19 +67,18 @@ class Connection:
         self._socket: _Socket | None = None
         self._next_try_mono_ns = 0
         self._connecting = threading.Lock()
-        # One counter per thread: no lock, and no update is lost.
-        self._drops: dict[int, int] = {}
         self._drops_unsent = False
         _connections.add(self)
 
     @property
     def dropped(self) -> int:
-        return sum(list(self._drops.values()))
+        """By this process, on all its connections: that is what the agent is told."""
+        return sum(list(_dropped.values()))
 
     def drop(self) -> None:
         """Count one message, or one part of a message, that the agent will never see."""
         thread = threading.get_ident()
-        self._drops[thread] = self._drops.get(thread, 0) + 1
+        _dropped[thread] = _dropped.get(thread, 0) + 1
         self._drops_unsent = True
 
     def ready(self) -> bool:
@@ -156,7 +157,6 @@ class Connection:
         """
         self.pid = os.getpid()
         self._connecting = threading.Lock()
-        self._drops = {}
         self._drops_unsent = False
         inherited, self._socket = self._socket, None
         if self._next_try_mono_ns < 1 << 63:
@@ -169,8 +169,8 @@ _connections: weakref.WeakSet[Connection] = weakref.WeakSet()
 
 
 def _after_fork_in_child() -> None:
-    global _sent
-    _sent = _Counter()
+    global _sent, _dropped
+    _sent, _dropped = _Counter(), {}
     pauses.forget()
     for connection in list(_connections):
         connection._after_fork_in_child()

@@ -164,6 +164,8 @@ class Inbox:
 
     def _client_drops(self, item: Received, drops: Drops, losses: list[tuple[object, ...]]) -> None:
         before, since = self._drops.get(item.tgid, (0, item.mono_ns))
+        if drops.count < before:  # overtaken by what another connection of the process says
+            return
         if drops.count > before:
             losses.append((since, item.mono_ns, drops.count - before, LOSS_CLIENT, 0))
         self._drops[item.tgid] = (drops.count, item.mono_ns)

@@ -140,6 +140,14 @@ def test_what_a_client_dropped_is_a_loss_since_it_last_said_so() -> None:
     assert more["klass"].tolist() == [LOSS_CLIENT]
 
 
+def test_drops_told_on_two_connections_are_counted_once() -> None:
+    box = inbox()
+
+    told = [box.rows(received(Drops(count), at=NOW + at)).losses for at, count in enumerate((23, 17, 23, 29))]
+
+    assert [losses["count"].tolist() for losses in told] == [[23], [], [], [6]]
+
+
 def test_a_process_that_is_gone_is_forgotten() -> None:
     box = inbox()
     box.rows(received(Hello(4, "resnet"), Drops(3)))
