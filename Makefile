@@ -18,14 +18,16 @@ demo: venv ## a worker, a neighbour that takes its CPU, and the explanation of o
 test: venv $(PROMETHEUS) ## lint, types, layers, and all tests (root: the kernel tests load BPF)
 	$(MAKE) -j2 check downloads
 	$(MAKE) -j2 -Otarget units guests
-	$(RUN) $(BIN)/pytest --ignore=tests/unit --ignore=tests/kernels $(PYTEST_FLAGS)
+	$(RUN) $(BIN)/pytest $(addprefix --ignore=tests/,$(ASIDE)) $(PYTEST_FLAGS)
 
 # What neither minds nor disturbs others' timing; the rest has the machine for itself.
-units: venv
-	$(RUN) $(BIN)/pytest tests/unit $(PYTEST_FLAGS)
+ASIDE := unit fuzz kernels packaging
 
-guests: venv
-	$(RUN) $(BIN)/pytest tests/kernels $(PYTEST_FLAGS)
+units: venv
+	$(RUN) $(BIN)/pytest tests/unit tests/fuzz $(PYTEST_FLAGS)
+
+guests: venv # with a kernel or a Debian of their own
+	$(RUN) $(BIN)/pytest tests/kernels tests/packaging $(PYTEST_FLAGS)
 
 # A clean Debian and a kernel, while the checks run. The tests fetch what is not there, and say why if they cannot.
 downloads: venv

@@ -19,7 +19,7 @@ from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_serv
 from opentelemetry.proto.trace.v1.trace_pb2 import ResourceSpans, Span
 
 from tailspan import __version__
-from tailspan.export.otlp import Outlets, VerdictExporter
+from tailspan.export.otlp import Outlets, VerdictExporter, breaker
 from tailspan.export.otlp.breaker import State
 from tailspan.export.tally import Tally
 from tailspan.wire.otlp import Origin, Signal
@@ -174,7 +174,8 @@ def test_standard_variables_are_honoured(protocol: str, tmp_path: Path, monkeypa
 
 def test_an_outage_of_twenty_seconds_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Traces by gRPC and logs by HTTP at once, as each needs the same twenty seconds."""
-    # GIVEN backends that have taken something, and have gone
+    # GIVEN backends that have taken something, and have gone, and are tried again without much patience
+    monkeypatch.setattr(breaker, "MOST_S", 5.0)
     backends = {Signal.TRACES: Backend(), Signal.LOGS: Backend()}
     receivers = {Signal.TRACES: grpc_backend, Signal.LOGS: http_backend}
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_LOGS_PROTOCOL", "http/protobuf")
