@@ -31,12 +31,13 @@ def call(args: argparse.Namespace) -> int:
     from tailspan.views import slow
 
     path = store.path_of(args)
-    rows = [entry.row for entry in store.entries(SegmentReader(path), args.since)]
-    shown = [row for row in rows if args.all or slow.is_slow(row)][: args.last]
+    reader = SegmentReader(path)
+    newest = store.newest(reader, args.since, lambda row: args.all or slow.is_slow(row), args.last)
+    shown = [entry.row for entry in newest]
     if args.json:
         output.print_json(slow.as_json(shown))
     elif shown:
         print(slow.as_text(shown, output.width(args.width)))
     else:
-        output.say(f"no slow request in {path} ({len(rows)} stored)")
+        output.say(f"no slow request in {path} ({len(store.entries(reader, args.since))} stored)")
     return 0 if shown else 1

@@ -11,7 +11,7 @@ import logging
 import os
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -175,6 +175,10 @@ class Entry:
     offset: int  #: of the block
 
 
+def _never(_: int) -> bool:
+    return False
+
+
 class SegmentReader:
     """Reads one segment file, or a directory of them; needs read permission only and locks nothing.
 
@@ -191,13 +195,19 @@ class SegmentReader:
             if not self._is_directory:
                 next(self._blocks(path, 0), None)
 
-    def rows(self, since_unix_ns: int = 0, naming: Sequence[str] = ()) -> Iterator[Entry]:
+    def rows(
+        self,
+        since_unix_ns: int = 0,
+        naming: Sequence[str] = (),
+        enough: Callable[[int], bool] = _never,
+    ) -> Iterator[Entry]:
         """Index rows, newest block first; only blocks that reach past ``since_unix_ns``. Reads no payload.
 
         ``naming``: only of blocks whose rows have one of these texts in them, in whatever field.
+        ``enough``: asked before each file, of when it was last written to; where true, it ends there.
         """
         texts = [text.encode(errors="surrogateescape") for text in naming]
-        for path, found in self._newest_first(since_unix_ns):
+        for path, found in self._newest_first(since_unix_ns, enough):
             for offset, rows in self._indexes(path, found, texts):
                 for row in reversed(rows):
                     yield Entry(row, path, offset)
@@ -215,13 +225,17 @@ class SegmentReader:
                 except SegmentError as error:
                     self.corrupt.append(str(error))
 
-    def _newest_first(self, since_unix_ns: int) -> Iterator[tuple[Path, list[Located]]]:
+    def _newest_first(
+        self, since_unix_ns: int, enough: Callable[[int], bool] = _never
+    ) -> Iterator[tuple[Path, list[Located]]]:
         self.corrupt.clear()
         with _readable(self._path):
             paths = sorted(_segments(self._path), reverse=True) if self._is_directory else [self._path]
         for path in paths:
             try:
                 with _readable(path):
+                    if enough(path.stat().st_mtime_ns):
+                        return
                     found = list(self._blocks(path, since_unix_ns))
             except NotFoundError:
                 continue  # retention took it since the listing

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import os
+import time
 from pathlib import Path
 
 from tailspan.export.segment import FILE_HEADER_SIZE
@@ -53,3 +55,24 @@ def test_damage_is_counted_and_the_rest_is_listed(run: Run, tmp_path: Path) -> N
     assert len(done.out.splitlines()) == 2
     assert done.err.startswith("tailspan: 1 damaged: ")
     assert done.err.count("\n") == 1
+
+
+def test_files_that_were_written_before_the_last_ones_ended_are_not_read(run: Run, tmp_path: Path) -> None:
+    # GIVEN an old segment that is damaged, and one of a minute ago
+    fill(tmp_path / "s", request(ONE, ended_s_ago=3600))
+    (old,) = (tmp_path / "s").iterdir()
+    old.write_bytes(old.read_bytes()[:-1] + b"\0" * 100)
+    os.utime(old, (time.time() - 3590,) * 2)
+    fill(tmp_path / "s", request(TWO, ended_s_ago=60))
+    # THEN one is listed without a look at the old segment; for two it is read, and its damage told
+    done = run("slow", "--store", tmp_path / "s", "--last", 1)
+    assert TWO[:8] in done.out
+    assert done.err == ""
+    assert "damaged" in run("slow", "--store", tmp_path / "s", "--last", 2).err
+
+
+def test_what_ended_last_is_first_whichever_file_it_is_in(run: Run, tmp_path: Path) -> None:
+    # GIVEN an older segment that was still being written when what the newer one has had ended
+    fill(tmp_path / "s", request(TWO, ended_s_ago=10))
+    fill(tmp_path / "s", request(ONE, ended_s_ago=60), request(FAST, ended_s_ago=50))
+    assert traces(run, "--store", tmp_path / "s", "--last", 2) == [TWO, FAST]
