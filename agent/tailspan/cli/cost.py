@@ -8,10 +8,9 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from tailspan import config
-from tailspan.cli import arguments, output
+from tailspan.cli import agent, arguments, output
 from tailspan.cli.parser import Commands, Parser
-from tailspan.errors import CannotError, ProbeError, UsageError
+from tailspan.errors import ProbeError, UsageError
 
 EXAMPLES = """
   sudo tailspan cost                 what it takes now, each BPF program included
@@ -47,26 +46,20 @@ def add(commands: Commands[Parser]) -> None:
 
 
 def call(args: argparse.Namespace) -> int:
-    from tailspan.control import ask
     from tailspan.views import cost
 
-    path = Path(config.load().agent.control)
     width = output.width(args.width)
     if args.measure:
         _within("--measure", args.measure, 16, 600)
         output.say(_OF_MEASURE)
-        answer = ask(path, {"do": "cost", "measure": args.measure}, args.measure + _PATIENCE_S + args.measure / 4)
+        answer = agent.ask({"do": "cost", "measure": args.measure}, args.measure + _PATIENCE_S + args.measure / 4)
     else:
         _within("--seconds", args.seconds, 0.1, _MAX_LOOK_S)
         with _statistics() as counted:
             seconds = args.seconds if counted else 0
-            answer = ask(path, {"do": "cost", "seconds": seconds}, seconds + _PATIENCE_S)
-    if not answer.pop("ok", False):
-        raise CannotError(f"the agent cannot: {answer.get('error')}")
-    try:
+            answer = agent.ask({"do": "cost", "seconds": seconds}, seconds + _PATIENCE_S)
+    with agent.understood():
         text = cost.measured_as_text(answer, width) if args.measure else cost.as_text(answer, width)
-    except (KeyError, TypeError, ValueError, AttributeError):
-        raise CannotError("the agent answers as another version does: restart it") from None
     if args.json:
         output.print_json(answer)
     else:

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
-from tailspan import config
-from tailspan.cli import arguments, output
+from tailspan.cli import agent, arguments, output
 from tailspan.cli.parser import Commands, Parser
-from tailspan.errors import CannotError
 
 EXAMPLES = """
   tailspan health                    the host, and each service on it
@@ -25,16 +22,11 @@ def add(commands: Commands[Parser]) -> None:
 
 
 def call(args: argparse.Namespace) -> int:
-    from tailspan.control import ask
     from tailspan.views import health
 
-    answer = ask(Path(config.load().agent.control), {"do": "health"}, _TIMEOUT_S)
-    if not answer.pop("ok", False):
-        raise CannotError(f"the agent cannot: {answer.get('error')}")
-    try:
+    answer = agent.ask({"do": "health"}, _TIMEOUT_S)
+    with agent.understood():
         text, is_critical = health.as_text(answer, output.width(args.width)), answer["host"]["state"] == "critical"
-    except (KeyError, TypeError, ValueError, AttributeError):
-        raise CannotError("the agent answers as another version does: restart it") from None
     if args.json:
         output.print_json(answer)
     else:

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
-from tailspan import config
-from tailspan.cli import arguments, output
+from tailspan.cli import agent, arguments, output
 from tailspan.cli.parser import Commands, Parser
-from tailspan.errors import CannotError
 
 EXAMPLES = """
   tailspan syscalls --for 10s        latency of every system call of the followed workers
@@ -31,18 +28,12 @@ def add(commands: Commands[Parser]) -> None:
 
 
 def call(args: argparse.Namespace) -> int:
-    from tailspan.control import ask
     from tailspan.views import syscalls
 
-    path = Path(config.load().agent.control)
     output.say(_COST)
-    answer = ask(path, {"do": "syscalls", "seconds": args.seconds}, args.seconds + _PATIENCE_S)
-    if not answer.get("ok"):
-        raise CannotError(f"the agent cannot: {answer.get('error')}")
-    try:
+    answer = agent.ask({"do": "syscalls", "seconds": args.seconds}, args.seconds + _PATIENCE_S)
+    with agent.understood():
         rows = [syscalls.SyscallRow(**body) for body in answer["rows"]]
-    except (KeyError, TypeError):
-        raise CannotError("the agent answers as another version does: restart it") from None
     if args.json:
         output.print_json({"rows": answer["rows"], "slowest": answer.get("slowest", [])})
     elif rows:
