@@ -49,6 +49,14 @@ class ControlServer:
         self._clients: list[_Client] = []
         self._listener = listen(path, socket.SOCK_STREAM, 0o660)
 
+    def fileno(self) -> int:
+        """Readable when somebody connects."""
+        return self._listener.fileno()
+
+    @property
+    def is_asked(self) -> bool:
+        return bool(self._clients)
+
     def poll(self) -> None:
         try:
             connection, _ = self._listener.accept()

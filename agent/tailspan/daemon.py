@@ -12,6 +12,7 @@ import faulthandler
 import logging
 import math
 import os
+import select
 import signal
 import socket
 import time
@@ -68,6 +69,8 @@ _OVER = object()
 #: RELAXED times as long, it finds as many times more, which leaves room for a burst.
 CALM_FILL, CALM_MESSAGES = 1 / 16, 32
 RELAXED = 4
+#: The longest rest where nobody is followed: until somebody connects.
+ALONE_S = 0.25
 #: BPF run times are a file read per program; they only move where kernel.bpf_stats_enabled is 1.
 RUN_TIMES_EVERY_S = 5.0
 
@@ -114,6 +117,9 @@ class Agent:
             stack.callback(self._server.close)
             self._control = ControlServer(Path(config.agent.control), self._answer)
             stack.callback(self._control.close)
+            self._doors = select.poll()
+            for door in (self._server, self._control):
+                self._doors.register(door.fileno(), select.POLLIN)
             self._tls = tls.server(config.tls)
             if lasting:
                 self._give_up_privileges()  # before anything below starts a thread, which would keep them
@@ -246,10 +252,21 @@ class Agent:
         self._go_on_judging(SLICE_S)
         self._control.poll()
 
-    def rest_s(self) -> float:
+    def rest(self) -> None:
         """Until the next tick: the less the last one found, the longer; not while there is something to judge."""
+        rest_s = self._config.agent.tick_ms / 1000
+        if self.is_alone:
+            time.sleep(rest_s)  # however many connect and go, no more ticks than a busy worker makes
+            due_ns = self._judged_ns + self._config.agent.judge_ms * 1_000_000 - time.monotonic_ns()
+            self._doors.poll(max(0, min(due_ns / 1e6, ALONE_S * 1e3)))
+            return
         pressure = 1 if self._judging else self._pressure
-        return self._config.agent.tick_ms / 1000 / min(1, max(pressure, 1 / RELAXED))
+        time.sleep(rest_s / min(1, max(pressure, 1 / RELAXED)))
+
+    @property
+    def is_alone(self) -> bool:
+        """Nobody is followed, connected or asks, and nothing is left to judge."""
+        return not (self._judging or self._server.peers or self._control.is_asked or self._following.anybody)
 
     def _grade(self, open_threads: Table) -> None:
         services = {tgid: said.get("service.name", "") for tgid, said in self.pipeline.inbox.resources.items()}
@@ -472,7 +489,7 @@ def run(config: Config, seconds: float | None = None, reload: Callable[[], Confi
                 service.notify_reloading()
                 agent.reload(reload)
                 service.notify("READY=1")
-            time.sleep(agent.rest_s())
+            agent.rest()
         agent.finish()
     finally:
         service.notify("STOPPING=1")

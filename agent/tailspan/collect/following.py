@@ -61,6 +61,10 @@ class Following:
         self._missed: dict[int, int] = {}  # pid -> when it was started: a target that was not there any more
         self._let_go: dict[int, float] = {}  # pid -> when
 
+    @property
+    def anybody(self) -> bool:
+        return bool(self._processes)
+
     def counts(self) -> Counter[str]:
         """Processes by the kind of reason; children by that of whom they are followed for."""
         return Counter(process.reason.kind for process in self._processes.values() if process.reason)

@@ -113,6 +113,10 @@ class WorkerServer:
         self._listener.setblocking(False)
         self._polled = select.epoll()
 
+    def fileno(self) -> int:
+        """Readable when somebody connects."""
+        return self._listener.fileno()
+
     def accept(self) -> list[Peer]:
         """New connections, refused ones closed and counted."""
         accepted: list[Peer] = []
