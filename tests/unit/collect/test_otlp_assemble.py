@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
 
-from tailspan.collect.otlp.assemble import MAX_OF_TRACE, SETTLE_NS, WAIT_NS, Assembler
+from tailspan.collect.otlp.assemble import MAX_OF_TRACE, REMEMBER_NS, SETTLE_NS, WAIT_NS, Assembler
 from tailspan.collect.otlp.spans import worker_spans
 from tailspan.timeline.inbox import MAX_REQUEST_NS
 from tailspan.wire.spans import MAX_SPANS, Request
@@ -245,6 +245,19 @@ def test_what_comes_twice_or_late_is_counted() -> None:
     add(assembler, span(1), span(3, 1))
     assert take(assembler) == []
     assert assembler.broken == {"duplicate": 2, "late": 1}
+
+
+def test_what_is_complete_is_remembered_for_a_while_only() -> None:
+    assembler = Assembler()
+    add(assembler, span(1))
+    assert len(take(assembler)) == 1
+    take(assembler, CAME + REMEMBER_NS)
+    add(assembler, span(1), span(2, 1))
+    assert assembler.broken == {"duplicate": 1, "late": 1}
+    take(assembler, CAME + REMEMBER_NS + 1)
+    add(assembler, span(1))
+    assert len(take(assembler, CAME + REMEMBER_NS + 1)) == 1
+    assert assembler.broken == {"duplicate": 1, "late": 1}
 
 
 def test_a_request_keeps_its_longest_spans() -> None:

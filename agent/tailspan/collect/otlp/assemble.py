@@ -28,7 +28,7 @@ Every span ends as a request, as a span of one, or in ``broken``:
 from __future__ import annotations
 
 from collections import Counter, OrderedDict
-from collections.abc import Iterable
+from collections.abc import Hashable, Iterable
 from dataclasses import dataclass, field
 
 from tailspan.collect.otlp.spans import ERROR_TYPE, GEN_AI_MODEL, REQUEST_ID_HEADER, Parentage, WorkerSpan
@@ -46,13 +46,17 @@ WAIT_NS = 60 * 1_000_000_000
 SETTLE_NS = 6 * 1_000_000_000
 #: By how much the two clocks may seem to differ.
 CLOCK_ERROR_NS = 1_000_000
-#: Spans, and traces, that are remembered when their request is complete, to know what comes late or twice.
+#: Spans, and traces, are remembered for so long when their request is complete, and so many, to know what comes
+#: late or twice: exporters of SDKs repeat what was not taken for about a minute.
+REMEMBER_NS = 120 * 1_000_000_000
 MAX_REMEMBERED = 16_384
 
 _TRACE_ID_BYTES = 16
 _SPAN_ID_BYTES = 8
 
 Id = tuple[bytes, bytes]  #: trace id, span id
+#: What is known of processes, by what it is about -> when; oldest first.
+Memory = OrderedDict[tuple[int, Hashable], int]
 
 
 @dataclass(slots=True)
@@ -147,8 +151,8 @@ class Assembler:
         self._wait_ns = wait_ns
         self._settle_ns = settle_ns
         self._processes: dict[int, _Process] = {}
-        self._remembered: OrderedDict[tuple[int, Id], None] = OrderedDict()
-        self._finished_traces: OrderedDict[tuple[int, bytes], None] = OrderedDict()
+        self._remembered: Memory = OrderedDict()  # ids
+        self._finished_traces: Memory = OrderedDict()
         self._count = 0
         self.broken: Counter[str] = Counter()
 
@@ -186,6 +190,8 @@ class Assembler:
             self._expire(tgid, process, now_mono_ns)
             if not process.held:
                 del self._processes[tgid]
+        for table in (self._remembered, self._finished_traces):
+            _forget_before(table, now_mono_ns - REMEMBER_NS)
         return complete
 
     def forget(self, tgid: int) -> None:
@@ -238,18 +244,15 @@ class Assembler:
             for item in (root, *below.values()):
                 process.release(item)
                 orphans.pop(item.id, None)
-                self._remember(tgid, item)
+                self._remember(tgid, item, now_mono_ns)
             self._count -= 1 + len(below)
             request = self._request(root, list(below.values()), len(missing) + changed)
             complete.append(Received(tgid, request, root.came_mono_ns))
         return complete
 
-    def _remember(self, tgid: int, item: _Held) -> None:
-        self._remembered[tgid, item.id] = None
-        self._finished_traces[tgid, item.span.trace_id] = None
-        for table in (self._remembered, self._finished_traces):
-            if len(table) > MAX_REMEMBERED:
-                table.popitem(last=False)
+    def _remember(self, tgid: int, item: _Held, now_mono_ns: int) -> None:
+        _note(self._remembered, (tgid, item.id), now_mono_ns)
+        _note(self._finished_traces, (tgid, item.span.trace_id), now_mono_ns)
 
     def _request(self, root: _Held, below: list[_Held], broken: int) -> Request:
         below.sort(key=lambda item: (-item.wall_ns, item.start_mono_ns, item.id))
@@ -311,6 +314,18 @@ class Assembler:
     def _count_broken(self, reason: str, count: int) -> None:
         if count:
             self.broken[reason] += count
+
+
+def _note(table: Memory, key: tuple[int, Hashable], now_mono_ns: int) -> None:
+    table[key] = now_mono_ns
+    table.move_to_end(key)
+    if len(table) > MAX_REMEMBERED:
+        table.popitem(last=False)
+
+
+def _forget_before(table: Memory, mono_ns: int) -> None:
+    while table and next(iter(table.values())) < mono_ns:
+        table.popitem(last=False)
 
 
 def _impossible(item: _Held) -> str:
