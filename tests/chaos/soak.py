@@ -21,7 +21,9 @@ from tests.chaos.scene import RATE_PER_S, Scene, scene
 
 SAMPLE_S = 5.0
 #: What is compared with the end begins after so long: rings, windows and tables are full then.
-WARM_S, ENDS_S = 600.0, 120.0
+WARM_S = 600.0
+#: Of both ends that are compared: about as long as all faults take, since each leaves more or less behind.
+ENDS_S = 300.0
 #: In a shorter run, after this share of it.
 WARM_SHARE = 1 / 3
 #: Of each fault that the agent ends of, before the soak.
@@ -121,7 +123,7 @@ class Sampling:
 
 
 def summary(samples: Sequence[Sequence[float]]) -> Figures:
-    """Growth between the first two minutes after warming up and the last two, and its slope."""
+    """Growth between the first :data:`ENDS_S` after warming up and the last, and its slope."""
     table = np.array(samples, float).reshape(-1, 4)
     found: Figures = {"samples": np.round(table, 2).tolist()}
     if len(table) < 3:
