@@ -40,18 +40,18 @@ class SlowRule:
 
 
 class _Last:
-    """The last rows that were added, at most so many."""
+    """The last rows that were added, at most ``memory``; takes no more room than it has had rows, twice over."""
 
     def __init__(self, memory: int, *width: int) -> None:
-        self._rows = np.zeros((memory, *width), np.int64)
-        self._added = 0
+        self._rows = np.zeros((min(memory, 16), *width), np.int64)
+        self._memory, self._added = memory, 0
 
     def __len__(self) -> int:
-        return min(self._added, len(self._rows))
+        return min(self._added, self._memory)
 
     @property
     def full(self) -> bool:
-        return self._added >= len(self._rows)
+        return self._added >= self._memory
 
     @property
     def rows(self) -> npt.NDArray[np.int64]:
@@ -59,13 +59,16 @@ class _Last:
         return self._rows[: len(self)]
 
     def add(self, rows: npt.NDArray[np.int64]) -> None:
-        memory = len(self._rows)
         self._added += len(rows)
-        last = rows[-memory:]
-        self._rows[(self._added - len(last) + np.arange(len(last))) % memory] = last
+        if len(self) > len(self._rows):
+            larger = np.zeros((min(self._memory, 2 * len(self)), *self._rows.shape[1:]), np.int64)
+            larger[: len(self._rows)] = self._rows
+            self._rows = larger
+        last = rows[-self._memory :]
+        self._rows[(self._added - len(last) + np.arange(len(last))) % self._memory] = last
 
     def become(self, other: _Last) -> None:
-        self._rows[:], self._added = other._rows, other._added
+        self._rows, self._added = other._rows.copy(), other._added
 
 
 class _Group:
