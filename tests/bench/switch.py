@@ -92,8 +92,9 @@ def measure(rounds: int, seconds: float, measured_rounds: int, tools: Sequence[T
         "measured_rounds": measured_rounds,
         "round_trips_per_s": {kind: spread(values) for kind, values in per_s.items()},
         "ratio": {kind: ratio(values, per_s[ABSENT]) for kind, values in per_s.items() if kind != ABSENT},
-        "cost_of_every_switch_to": {
-            name: quotient_of_costs(per_s[EVERY], per_s[name], per_s[ABSENT]) for name in theirs
+        "cost_to": {
+            kind: {name: quotient_of_costs(per_s[kind], per_s[name], per_s[ABSENT]) for name in theirs}
+            for kind in (FOLLOWED, EVERY)
         },
         "lost": lost,
         "empty_ns": spread(empty_ns),
@@ -223,13 +224,15 @@ clock reading and writing the record."""
 
 def _of_others(figures: Figures) -> str:
     """How the other tools compare, and which there are not."""
-    quotients = figures["cost_of_every_switch_to"]
     said = []
-    if quotients:
+    for kind, quotients in figures["cost_to"].items():
         costs = ", ".join(f"{interval(quotient)} times what *{name}* does" for name, quotient in quotients.items())
-        in_kernel = ", ".join(f"*{name}* {_bounds(figures['switch_ns'][name])} ns" for name in quotients)
-        said = [
-            f"Of the throughput, *every switch* costs {costs}.",
+        if costs:
+            said.append(f"Of the throughput, *{kind}* costs {costs}.")
+    if said:
+        names = figures["cost_to"][EVERY]
+        in_kernel = ", ".join(f"*{name}* {_bounds(figures['switch_ns'][name])} ns" for name in names)
+        said += [
             f"Their programs alone, measured as below, take for a switch: {in_kernel}. They add waits up in the",
             "kernel; *every switch* includes that its records are read.",
         ]

@@ -20,6 +20,7 @@ more, for a p99 is decided by a handful of requests. Only a ratio whose interval
 from __future__ import annotations
 
 import contextlib
+import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -73,6 +74,7 @@ def measure(rounds: int, seconds: float) -> Figures:
         "rounds": rounds,
         "seconds_per_loop": seconds,
         "connections": serving.CONNECTIONS,
+        "cpus": len(os.sched_getaffinity(0)),
         "open_rate_per_s": rate,
         "closed_requests": requests,
         "probes": {kind: stretches[kind][0]["probes"] for kind in (CORE, RUNNING)},

@@ -43,7 +43,10 @@ def test_a_switch_is_compared_with_nothing_and_with_the_tools_that_run_here(
     figures = switch.measure(rounds=1, seconds=0.1, measured_rounds=1, tools=tools)
 
     assert set(figures["ratio"]) == {"absent again", "empty program", *switch.OURS, "one"}
-    assert set(figures["cost_of_every_switch_to"]) == {"one"}
+    assert {kind: set(of_it) for kind, of_it in figures["cost_to"].items()} == {
+        "followed": {"one"},
+        "every switch": {"one"},
+    }
     assert set(figures["switch_ns"]) == {*switch.OURS, "one"}
     assert figures["left_out"] == {
         "no such tool": "not installed: apt-get install --no-install-recommends its-package",

@@ -177,6 +177,13 @@ def test_a_goal_is_met_by_its_whole_interval(low: float, high: float, verdict: s
     assert goal.verdict(goal.of(benches)) == verdict
 
 
+def test_what_the_agent_takes_of_a_shared_machine_is_said() -> None:
+    steady = {"cpu_percent": {"median": 5.0, "min": 4.0, "max": 6.0}}
+    said = goals.render({"worker": {"cpus": 2, "agent": {"steady": steady}}})
+    assert "Its own CPU time is 2.5 %;" in said
+    assert "Its own CPU time" not in goals.render({})
+
+
 def test_a_bench_that_was_not_run_leaves_its_goals_open() -> None:
     names = ("worker", "switch", "decode", "rates", "startup")
     empty: Figures = {name: {} for name in names}
@@ -197,10 +204,11 @@ def test_losses_of_all_classes_count() -> None:
 def test_the_storm_is_compared_with_bpftrace_and_no_other_tool() -> None:
     cost = {"median": 0.6, "low": 0.55, "high": 0.65, "n": 12}
     quotients = {"runqlat of bcc": cost | {"high": 0.1}, "bpftrace runqlat": cost}
-    goal = _goal("cost of the storm")
-    measured = goal.of({"switch": {"cost_of_every_switch_to": quotients}})
-    assert measured == goals.Measured(0.6, 0.55, 0.65)
-    assert goal.of({"switch": {"cost_of_every_switch_to": {"runqlat of bcc": cost}}}) is None
+    for words, kind in (("cost of the storm", "followed"), ("the same with a record", "every switch")):
+        goal = _goal(words)
+        measured = goal.of({"switch": {"cost_to": {kind: quotients}}})
+        assert measured == goals.Measured(0.6, 0.55, 0.65)
+        assert goal.of({"switch": {"cost_to": {kind: {"runqlat of bcc": cost}}}}) is None
 
 
 def test_verdicts_come_as_late_as_the_bucket_that_holds_them_all() -> None:
