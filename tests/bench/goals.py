@@ -7,6 +7,7 @@ the interval lies on both sides of it, that is what the table says.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -117,14 +118,14 @@ def _verdict_latency(benches: Figures) -> Measured | None:
 
 def _shared(benches: Figures) -> str:
     """What the agent's CPU time alone makes of a machine that has none to spare."""
-    words = (
-        "worker, load and agent share this machine's CPUs, and it is saturated: what the agent takes is missing"
-    )
+    words = "worker, load and agent saturate the CPUs that they share: what the agent takes is missing there"
     cpu, cpus = _dig(benches, ("worker", "agent", "steady", "cpu_percent")), _dig(benches, ("worker", "cpus"))
     if not isinstance(cpu, dict) or not isinstance(cpus, int):
         return words
+    percent = cpu["median"]
     return (
-        f"{words}. Its own CPU time is {number(cpu['median'] / cpus)} %; the rest is its programs' and the caches'"
+        f"{words}. Its own CPU time is {number(percent / cpus)} % of these {cpus}, and would be less than 1 % of "
+        f"{math.floor(percent) + 1}; the rest is its programs' and the caches'"
     )
 
 

@@ -180,7 +180,7 @@ def test_a_goal_is_met_by_its_whole_interval(low: float, high: float, verdict: s
 def test_what_the_agent_takes_of_a_shared_machine_is_said() -> None:
     steady = {"cpu_percent": {"median": 5.0, "min": 4.0, "max": 6.0}}
     said = goals.render({"worker": {"cpus": 2, "agent": {"steady": steady}}})
-    assert "Its own CPU time is 2.5 %;" in said
+    assert "Its own CPU time is 2.5 % of these 2, and would be less than 1 % of 6;" in said
     assert "Its own CPU time" not in goals.render({})
 
 
