@@ -319,7 +319,7 @@ class _Agent:
         with self.watch("join"):
             tables = {name: join(parts, TABLES[name]) for name, parts in tick.rings.items()}
         with self.watch("count"):
-            self.metrics.socket_waits(tables["sockets"])
+            self.metrics.socket_waits(tables["sockets"], add_up=due)
             self.metrics.turns(tables["cycles"], tables["slices"], add_up=due)
             self._health.took(tables["cycles"])
             self._peers.new(tables["cycles"], self.pipeline.threads.processes)

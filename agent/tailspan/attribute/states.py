@@ -84,11 +84,7 @@ class States:
 
 
 def thread_states(evidence: Evidence) -> States:
-    cycles = evidence.cycles
-    runners, waits = _waits(cycles, evidence.slices)
-    blocked = join((_blocked(cycles, evidence), _blocked_still(evidence)), _ROW)
-    parts = [_running(cycles), sleeps.split_by_socket(blocked, evidence.sockets), waits, _tails(evidence)]
-    rows = join(parts, _ROW)
+    rows, runners = _all_rows(evidence)
     rows["length_ns"] = rows["end"] - rows["start"]
     _steal(rows, evidence.samples)
     rows = _split_by_pause(rows, evidence.pauses)
@@ -113,6 +109,15 @@ def thread_states(evidence: Evidence) -> States:
         rows = rows[np.argsort(_in_order(rows["tid"], rows["start"]), kind="stable")]
     key = np.searchsorted(tids, rows["tid"])
     return States(rows, key.astype(np.int64), tids, runners)
+
+
+def _all_rows(evidence: Evidence) -> tuple[Table, Table]:
+    """In no order, uncut; and their runners. What they are made of goes with it: in a storm that is as large."""
+    cycles = evidence.cycles
+    runners, waits = _waits(cycles, evidence.slices)
+    blocked = join((_blocked(cycles, evidence), _blocked_still(evidence)), _ROW)
+    parts = (_running(cycles), sleeps.split_by_socket(blocked, evidence.sockets), waits, _tails(evidence))
+    return join(parts, _ROW), runners
 
 
 def _join_timed_waits(rows: Table) -> None:
