@@ -15,6 +15,9 @@ import numpy.typing as npt
 Ints = npt.NDArray[np.int64]
 Flags = npt.NDArray[np.bool_]
 
+#: An interval with more covers is told in at most so many stretches, see :func:`tile_summed`.
+MANY_COVERS, STRETCHES = 1024, 64
+
 
 @dataclass(slots=True)
 class Tiles:
@@ -26,6 +29,9 @@ class Tiles:
     cover: Ints
 
 
+NOTHING = Tiles(*(np.empty(0, np.int64) for _ in range(4)))
+
+
 def tile(key: Ints, start: Ints, end: Ints, cover_key: Ints, cover_start: Ints, cover_end: Ints) -> Tiles:
     """Tile each interval ``[start, end)`` by the covers of its key.
 
@@ -33,16 +39,8 @@ def tile(key: Ints, start: Ints, end: Ints, cover_key: Ints, cover_start: Ints, 
     (see :func:`disjoint`). Empty intervals give no parts. O((n + m) log m + parts).
     """
     if not len(start):
-        nothing = np.empty(0, np.int64)
-        return Tiles(nothing, nothing, nothing, nothing)
-    # One sortable number for (key, time): times are taken from the earliest, cut to the intervals' range.
-    origin, last = int(start.min()), int(end.max())
-    span = last - origin + 2
-    from_ = np.clip(cover_start, origin, last + 1)
-    to = np.clip(cover_end, origin, last + 1)
-    base, cover_base = key.astype(np.int64) * span - origin, cover_key.astype(np.int64) * span - origin
-    first = np.searchsorted(cover_base + to, base + start, side="right")
-    past = np.searchsorted(cover_base + from_, base + end, side="left")
+        return NOTHING
+    first, past = _covers_of(key, start, end, cover_key, cover_start, cover_end)
     count = np.maximum(past - first, 0)
 
     # Each interval has its covers and a gap before, between and behind them: 2 * count + 1 candidates.
@@ -62,6 +60,82 @@ def tile(key: Ints, start: Ints, end: Ints, cover_key: Ints, cover_start: Ints, 
     part_end = np.clip(part_end, low, high)
     keep = part_end > part_start
     return Tiles(parent[keep], part_start[keep], part_end[keep], np.where(is_cover, nth, -1)[keep])
+
+
+def tile_summed(
+    key: Ints, start: Ints, end: Ints, cover_key: Ints, cover_start: Ints, cover_end: Ints, owner: Ints
+) -> Tiles:
+    """As :func:`tile`, with a bound on the parts of an interval however many covers it has.
+
+    Beyond :data:`MANY_COVERS` its covers are dealt to :data:`STRETCHES`, in each of which all of an ``owner`` are
+    one part, of its first cover there. How long each owner has covered the interval stays exact; when, is known to
+    a stretch.
+    """
+    if not len(start):
+        return NOTHING
+    first, past = _covers_of(key, start, end, cover_key, cover_start, cover_end)
+    many = past - first > MANY_COVERS
+    few = np.flatnonzero(~many)
+    tiles = tile(key[few], start[few], end[few], cover_key, cover_start, cover_end)
+    parts = [Tiles(few[tiles.parent], tiles.start, tiles.end, tiles.cover)]
+    for one in np.flatnonzero(many).tolist():
+        of = slice(int(first[one]), int(past[one]))
+        low, high = (np.clip(times[of], start[one], end[one]) for times in (cover_start, cover_end))
+        summed = _summed(low, high, owner[of])
+        cover = np.where(summed.cover >= 0, summed.cover + of.start, -1)
+        edges = np.array([start[one], end[one]])
+        parts.append(_with_gaps(one, edges, Tiles(summed.parent, summed.start, summed.end, cover)))
+    if len(parts) == 1:
+        return parts[0]
+    joined = Tiles(*(np.concatenate(column) for column in zip(*map(_columns, parts), strict=True)))
+    order = np.argsort(joined.parent, kind="stable")
+    return Tiles(*(column[order] for column in _columns(joined)))
+
+
+def _summed(start: Ints, end: Ints, owner: Ints) -> Tiles:
+    """Of disjoint intervals in order: for each stretch of them a part an owner. ``parent``: the stretch."""
+    stretch = np.arange(len(start)) * STRETCHES // len(start)
+    owners, of = np.unique(owner, return_inverse=True)
+    found, first, which = np.unique(stretch * len(owners) + of, return_index=True, return_inverse=True)
+    length = np.zeros(len(found), np.int64)
+    np.add.at(length, which, end - start)
+    parent = found // len(owners)
+    order = np.lexsort((first, parent))
+    parent, first, length = parent[order], first[order], length[order]
+    # Side by side from where their stretch begins; what is left of it at its end belongs to nobody.
+    begins = np.searchsorted(parent, parent)
+    before = np.cumsum(length) - length
+    at = start[np.searchsorted(stretch, parent)] + before - before[begins]
+    return Tiles(parent, at, at + length, first)
+
+
+def _with_gaps(parent: int, edges: Ints, parts: Tiles) -> Tiles:
+    """These disjoint parts in order, and what lies between them and the edges."""
+    start = np.concatenate((np.append(edges[0], parts.end), parts.start))
+    end = np.concatenate((np.append(parts.start, edges[1]), parts.end))
+    cover = np.concatenate((np.full(len(parts.end) + 1, -1), parts.cover))
+    keep = np.flatnonzero(end > start)
+    order = keep[np.argsort(start[keep], kind="stable")]
+    return Tiles(np.full(len(order), parent), start[order], end[order], cover[order])
+
+
+def _covers_of(
+    key: Ints, start: Ints, end: Ints, cover_key: Ints, cover_start: Ints, cover_end: Ints
+) -> tuple[Ints, Ints]:
+    """[first, past) of the covers that overlap each interval."""
+    # One sortable number for (key, time): times are taken from the earliest, cut to the intervals' range.
+    origin, last = int(start.min()), int(end.max())
+    span = last - origin + 2
+    from_ = np.clip(cover_start, origin, last + 1)
+    to = np.clip(cover_end, origin, last + 1)
+    base, cover_base = key.astype(np.int64) * span - origin, cover_key.astype(np.int64) * span - origin
+    first = np.searchsorted(cover_base + to, base + start, side="right")
+    past = np.searchsorted(cover_base + from_, base + end, side="left")
+    return first, past
+
+
+def _columns(tiles: Tiles) -> tuple[Ints, Ints, Ints, Ints]:
+    return tiles.parent, tiles.start, tiles.end, tiles.cover
 
 
 def tile_by_thread(rows: tuple[Ints, Ints, Ints], covers: tuple[Ints, Ints, Ints]) -> Tiles:

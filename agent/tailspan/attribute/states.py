@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from tailspan.attribute import gpu, sleeps
 from tailspan.attribute.causes import Cause, one_of
-from tailspan.attribute.intervals import Flags, Ints, disjoint, tile, tile_by_thread
+from tailspan.attribute.intervals import Flags, Ints, disjoint, tile, tile_by_thread, tile_summed
 from tailspan.timeline.arrivals import began
 from tailspan.timeline.evidence import Evidence, Table
 from tailspan.timeline.tables import FOREVER, join
@@ -253,7 +253,8 @@ def _waits(cycles: Table, slices: Table) -> tuple[Table, Table]:
     cpu, runners = cpu[order], runners[order]
     start, end = disjoint(cpu, start[order], end[order])
 
-    tiles = tile(waiting["wait_cpu"].astype(np.int64), queued, waiting["on_mono_ns"], cpu, start, end)
+    tid = runners["tid"].astype(np.int64)
+    tiles = tile_summed(waiting["wait_cpu"].astype(np.int64), queued, waiting["on_mono_ns"], cpu, start, end, tid)
     rows = _rows(len(tiles.parent))
     rows["start"], rows["end"] = tiles.start, tiles.end
     rows["tid"] = waiting["tid"][tiles.parent]
