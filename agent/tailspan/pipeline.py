@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Generator, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
@@ -23,10 +23,10 @@ from tailspan.timeline.activity import Activity
 from tailspan.timeline.arrivals import BY_PORT_NS, COARSE_NS, Receives, Taken, began, find_arrivals
 from tailspan.timeline.cut import cut, narrow, select
 from tailspan.timeline.evidence import Evidence, Meta, Table
-from tailspan.timeline.inbox import Inbox, Received, Rows
+from tailspan.timeline.inbox import ROWS, Inbox, Received, Rows
 from tailspan.timeline.joins import Readers, join_threads
 from tailspan.timeline.related import related
-from tailspan.timeline.tables import LOSS
+from tailspan.timeline.tables import LOSS, join
 from tailspan.timeline.threads import Threads
 from tailspan.timeline.window import Strings, Window
 
@@ -52,7 +52,7 @@ FIRST_VERDICT_S, FIRST_LEDGER_S = 0.002, 0.0002
 #: CPU time between two moments at which judging can be put off: whoever shares the agent's CPU waits as long.
 SLICE_S = 0.004
 #: Fewer at once would cost as much.
-LEDGERS_AT_ONCE, VERDICTS_AT_ONCE = 32, 4
+MESSAGES_AT_ONCE, LEDGERS_AT_ONCE, VERDICTS_AT_ONCE = 128, 32, 4
 
 #: cgroup paths -> resource attributes of those that are a container's or a unit's
 Identify = Callable[[Collection[str]], dict[str, dict[str, str]]]
@@ -125,12 +125,22 @@ class Pipeline:
         identify: Identify = lambda paths: {},
     ) -> Iterator[Judged | None]:
         """As :meth:`judge`, with None after every SLICE_S or so: other things may be done before it goes on."""
-        rows = self.inbox.rows(received)
+        rows = yield from self._read(received)
         self.window.activations.append(rows.activations)
         self.window.pauses.append(rows.pauses)
         self.lose(rows.losses)
         for chunk in _chunks(rows):
             yield from self._judge(chunk, open_threads, meta, cgroup_path, identify)
+
+    def _read(self, received: list[Received]) -> Generator[None, None, Rows]:
+        parts: list[Rows] = []
+        for first in range(0, len(received), MESSAGES_AT_ONCE):
+            part = self.inbox.rows(received[first : first + MESSAGES_AT_ONCE])
+            part.spans["request"] += sum(len(earlier.requests) for earlier in parts)
+            parts.append(part)
+            yield None
+        columns = (join([getattr(part, name) for part in parts], dtype) for name, dtype in ROWS.items())
+        return Rows(*columns)
 
     def lose(self, losses: Table) -> None:
         """Take in losses (LOSS rows) that were found elsewhere."""
@@ -156,6 +166,7 @@ class Pipeline:
         self, rows: Rows, open_threads: Table, meta: Meta, cgroup_path: Callable[[int], str], identify: Identify
     ) -> Iterator[Judged | None]:
         self._join(rows, open_threads)
+        yield None
         requests, strings = rows.requests, self.strings.all
         self._reach_ns = max(self._reach_ns, float((requests["received_mono_ns"] - began(requests)).max()))
         likes = self._baseline.likes(requests, strings)
@@ -173,6 +184,7 @@ class Pipeline:
             yield Judged(requests, strings, slow, sample, table, kept, Evidence(), {})
             return
         evidence = self._cut(rows, kept, open_threads, meta)
+        yield None
         evidence.likes = [likes[row] for row in kept.tolist()]
         kept_evidence = related(narrow(evidence, np.arange(len(kept))))
         cgroups = _cgroups(kept_evidence, cgroup_path)

@@ -18,7 +18,7 @@ from tailspan.publisher import Publisher
 from tailspan.timeline.evidence import Meta
 from tailspan.timeline.inbox import Received
 from tailspan.wire.events import THREAD_EVENT
-from tailspan.wire.spans import Hello, Request
+from tailspan.wire.spans import Hello, Request, Span, SpanKind
 from tests.builders import MS, table
 from tests.unit.export import exposed
 
@@ -112,6 +112,31 @@ def test_when_ledgers_cost_too_much_some_requests_stand_for_all_and_a_slow_one_s
     published(many("rare", 3))
     assert counted_s("rare") == pytest.approx(4 * 20 / 1e3)
     publisher.close()
+
+
+def test_however_many_messages_come_at_once_each_request_has_its_own_spans(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(module, "MESSAGES_AT_ONCE", 3)
+    monkeypatch.setattr(module, "MAX_REQUESTS", 5)
+    received = many("often", 23)
+    for number, item in enumerate(received):
+        assert isinstance(item.message, Request)
+        start = item.message.start_mono_ns
+        names = [f"{number} {nth}" for nth in range(number % 3)]
+        item.message.spans = [Span(name, SpanKind.SYNC, 0, start, start + MS) for name in names]
+    pipeline = Pipeline(load(environ={}, flags={"store.keep": "all"}))
+
+    turns = list(pipeline.judge(received, table("open_threads", rows=0), Meta(), lambda cgroup_id: ""))
+
+    assert [len(turn.requests) for turn in turns] == [5, 5, 5, 5, 3]
+    told = []
+    for turn in turns:
+        evidence = turn.evidence
+        for row in range(len(evidence.requests)):
+            of_it = evidence.spans[evidence.spans["request"] == row]
+            told.append([evidence.strings[name] for name in of_it["name"].tolist()])
+    assert told == [[f"{number} {nth}" for nth in range(number % 3)] for number in range(23)]
 
 
 def test_what_the_window_lets_go_of_is_lost_if_requests_reach_back_so_far() -> None:

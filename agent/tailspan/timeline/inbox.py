@@ -24,6 +24,10 @@ class Received:
     mono_ns: int  #: when the agent read it
 
 
+#: Field of :class:`Rows` -> its table's type.
+ROWS = {"requests": REQUEST, "spans": SPAN, "activations": ACTIVATION, "losses": LOSS, "pauses": PAUSE}
+
+
 @dataclass(slots=True)
 class Rows:
     requests: Table

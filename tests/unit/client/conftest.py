@@ -22,12 +22,6 @@ def no_pauses_but_the_tests_own() -> Iterator[None]:
     gc.enable()
 
 
-@pytest.fixture(autouse=True)
-def a_count_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As in a process that has dropped nothing yet."""
-    monkeypatch.setattr("tailspan.client.connection._dropped", {})
-
-
 @pytest.fixture
 def socket_path(tmp_path: Path) -> Path:
     return tmp_path / "worker.sock"
