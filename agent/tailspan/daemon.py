@@ -50,7 +50,7 @@ from tailspan.export.otlp import configured
 from tailspan.export.prometheus import Metrics
 from tailspan.export.pulse import Pulse
 from tailspan.export.tally import Tally
-from tailspan.pipeline import SLICE_S, Pipeline
+from tailspan.pipeline import SLICE_S, Moment, Pipeline
 from tailspan.probing import Probing
 from tailspan.publisher import Publisher
 from tailspan.timeline.evidence import Meta, Table
@@ -387,8 +387,8 @@ class Agent:
     def _judged(self, received: list[Received], of_workers: list[Received], open_threads: Table) -> Iterator[None]:
         """Judge these, and stop after each step."""
         try:
-            of_host = self._meta(), self._cgroups.path, self._identities.of
-            for judged in self.pipeline.judging(received, open_threads, *of_host):
+            moment = Moment(open_threads, self._meta(), self._cgroups.path, self._identities.of)
+            for judged in self.pipeline.judging(received, moment):
                 if judged is None:
                     yield
                     continue

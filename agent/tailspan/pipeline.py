@@ -58,6 +58,16 @@ MESSAGES_AT_ONCE, LEDGERS_AT_ONCE, VERDICTS_AT_ONCE = 128, 32, 4
 Identify = Callable[[Collection[str]], dict[str, dict[str, str]]]
 
 
+@dataclass(frozen=True, slots=True)
+class Moment:
+    """What is known of the host when requests are judged."""
+
+    open_threads: Table  #: from before the last drain
+    meta: Meta
+    cgroup_path: Callable[[int], str]
+    identify: Identify = lambda paths: {}
+
+
 @dataclass(slots=True)
 class Judged:
     """One turn's result: of all its requests, and of those that are kept because they were slow."""
@@ -104,33 +114,18 @@ class Pipeline:
             self.window.columns[name].append(rows)
         self.threads.apply(thread_events)
 
-    def judge(
-        self,
-        received: list[Received],
-        open_threads: Table,
-        meta: Meta,
-        cgroup_path: Callable[[int], str],
-        identify: Identify = lambda paths: {},
-    ) -> Iterator[Judged]:
-        """Judge every request among the messages. ``open_threads``: taken before the last drain."""
-        judging = self.judging(received, open_threads, meta, cgroup_path, identify)
-        return (judged for judged in judging if judged)
+    def judge(self, received: list[Received], moment: Moment) -> Iterator[Judged]:
+        """Judge every request among the messages."""
+        return (judged for judged in self.judging(received, moment) if judged)
 
-    def judging(
-        self,
-        received: list[Received],
-        open_threads: Table,
-        meta: Meta,
-        cgroup_path: Callable[[int], str],
-        identify: Identify = lambda paths: {},
-    ) -> Iterator[Judged | None]:
+    def judging(self, received: list[Received], moment: Moment) -> Iterator[Judged | None]:
         """As :meth:`judge`, with None after every SLICE_S or so: other things may be done before it goes on."""
         rows = yield from self._read(received)
         self.window.activations.append(rows.activations)
         self.window.pauses.append(rows.pauses)
         self.lose(rows.losses)
         for chunk in _chunks(rows):
-            yield from self._judge(chunk, open_threads, meta, cgroup_path, identify)
+            yield from self._judge(chunk, moment)
 
     def _read(self, received: list[Received]) -> Generator[None, None, Rows]:
         parts: list[Rows] = []
@@ -162,10 +157,9 @@ class Pipeline:
         losses, self._losses = self._losses, []
         return np.concatenate(losses) if losses else np.empty(0, LOSS)
 
-    def _judge(
-        self, rows: Rows, open_threads: Table, meta: Meta, cgroup_path: Callable[[int], str], identify: Identify
-    ) -> Iterator[Judged | None]:
-        self._join(rows, open_threads)
+    def _judge(self, rows: Rows, moment: Moment) -> Iterator[Judged | None]:
+        meta = moment.meta
+        self._join(rows, moment.open_threads)
         yield None
         requests, strings = rows.requests, self.strings.all
         self._reach_ns = max(self._reach_ns, float((requests["received_mono_ns"] - began(requests)).max()))
@@ -174,7 +168,7 @@ class Pipeline:
         sample = self._sample(len(requests))
         parts = []
         for part in _slices(sample, self._ledger_s, LEDGERS_AT_ONCE):
-            parts.append(self._ledgers(self._cut(rows, part, open_threads, meta)))
+            parts.append(self._ledgers(self._cut(rows, part, moment)))
             yield None
         table = np.concatenate(parts)
         seen = were_seen(requests[sample], meta)
@@ -183,12 +177,12 @@ class Pipeline:
         if not len(kept):
             yield Judged(requests, strings, slow, sample, table, kept, Evidence(), {})
             return
-        evidence = self._cut(rows, kept, open_threads, meta)
+        evidence = self._cut(rows, kept, moment)
         yield None
         evidence.likes = [likes[row] for row in kept.tolist()]
         kept_evidence = related(narrow(evidence, np.arange(len(kept))))
-        cgroups = _cgroups(kept_evidence, cgroup_path)
-        identities = identify(cgroups.values())
+        cgroups = _cgroups(kept_evidence, moment.cgroup_path)
+        identities = moment.identify(cgroups.values())
         kept_evidence.meta = replace(
             meta,
             cgroups=cgroups,
@@ -213,8 +207,9 @@ class Pipeline:
         first = self._random.randint(0, requests - wanted)
         return np.arange(first, first + wanted)
 
-    def _cut(self, rows: Rows, keep: npt.NDArray[np.int64], open_threads: Table, meta: Meta) -> Evidence:
-        return cut(select(rows, keep), self.window, self.threads, open_threads, self.strings, meta)
+    def _cut(self, rows: Rows, keep: npt.NDArray[np.int64], moment: Moment) -> Evidence:
+        asked = select(rows, keep)
+        return cut(asked, self.window, self.threads, moment.open_threads, self.strings, moment.meta)
 
     def _ledgers(self, evidence: Evidence) -> npt.NDArray[np.int64]:
         before = time.thread_time()

@@ -42,7 +42,7 @@ from tailspan.export.local import SegmentWriter
 from tailspan.export.prometheus import Metrics
 from tailspan.export.pulse import Pulse
 from tailspan.export.tally import Tally
-from tailspan.pipeline import MAX_KEPT, MAX_REQUESTS, MIN_VERDICTS, VERDICT_BUDGET_S, Judged, Pipeline
+from tailspan.pipeline import MAX_KEPT, MAX_REQUESTS, MIN_VERDICTS, VERDICT_BUDGET_S, Judged, Moment, Pipeline
 from tailspan.publisher import Publisher
 from tailspan.timeline.evidence import TABLES, Evidence, Meta, Table
 from tailspan.timeline.inbox import Inbox, Received
@@ -332,7 +332,7 @@ class _Agent:
             self.pipeline.threads.see(threads)
             self.pipeline.threads.forget_missing(threads)
         received, self._pending = self._pending, []
-        found = self.pipeline.judging(received, threads, Meta(host="bench", cpu_count=CPUS), lambda _: "")
+        found = self.pipeline.judging(received, Moment(threads, Meta(host="bench", cpu_count=CPUS), lambda _: ""))
         while True:
             before = time.thread_time()
             with self.watch("judge"):

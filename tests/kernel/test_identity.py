@@ -15,7 +15,7 @@ from tailspan.collect.bpf.source import BpfSource
 from tailspan.collect.host import Cgroups
 from tailspan.collect.identity import Identities
 from tailspan.config import load
-from tailspan.pipeline import Judged, Pipeline
+from tailspan.pipeline import Judged, Moment, Pipeline
 from tailspan.timeline.evidence import Meta
 from tailspan.timeline.inbox import Received
 from tailspan.wire.spans import Hello, Request
@@ -70,7 +70,7 @@ def serve(source: BpfSource, worker: Program, identities: Identities) -> Judged:
     hello = Hello(worker.pid, "toy", "", {})
     messages = [Received(worker.pid, message, end) for message in (hello, request)]
     meta = Meta(resources={str(worker.pid): {"service.name": "toy"}})
-    (judged,) = pipeline.judge(messages, look, meta, Cgroups().path, identities.of)
+    (judged,) = pipeline.judge(messages, Moment(look, meta, Cgroups().path, identities.of))
     return judged
 
 

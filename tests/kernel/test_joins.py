@@ -16,7 +16,7 @@ import pytest
 from tailspan import clock
 from tailspan.collect.bpf.source import BpfSource
 from tailspan.config import Config
-from tailspan.pipeline import Pipeline
+from tailspan.pipeline import Moment, Pipeline
 from tailspan.timeline.evidence import Meta
 from tailspan.timeline.inbox import Received
 from tailspan.timeline.tables import Join
@@ -207,7 +207,7 @@ def joined(
             )
             for number, (begin, end, port, _) in enumerate(told, 1)
         ]
-        (judged,) = pipeline.judge(received, open_threads, Meta(), lambda _: "")
+        (judged,) = pipeline.judge(received, Moment(open_threads, Meta(), lambda _: ""))
     assert len(told) == REQUESTS
     rows = judged.requests
     return Found(

@@ -13,7 +13,7 @@ from tailspan.config import load
 from tailspan.export.prometheus import Metrics
 from tailspan.export.pulse import Pulse
 from tailspan.export.tally import Tally
-from tailspan.pipeline import MIN_LEDGERS, Judged, Pipeline
+from tailspan.pipeline import MIN_LEDGERS, Judged, Moment, Pipeline
 from tailspan.publisher import Publisher
 from tailspan.timeline.evidence import Meta
 from tailspan.timeline.inbox import Received
@@ -28,6 +28,8 @@ IDENTITIES = {
     "/docker/web": {"container.name": "web", "container.id": "3f4e"},
     "/system.slice/cron.service": {"tailspan.systemd.unit": "cron.service"},
 }
+
+NOTHING_KNOWN = Moment(table("open_threads", rows=0), Meta(), lambda cgroup_id: "")
 
 
 def identify(paths: Collection[str]) -> dict[str, dict[str, str]]:
@@ -50,7 +52,7 @@ def judged(said: dict[str, str], cgroup_id: int = CGROUP) -> Judged:
     request = Request(b"t" * 16, b"s" * 8, bytes(8), "1", "infer", TID, 100 * MS, 1000 * MS)
     messages = [Received(TGID, Hello(TGID, "web", "", said), 1), Received(TGID, request, 1000 * MS)]
     (found,) = pipeline.judge(
-        messages, look, Meta(resources={str(TGID): said}), lambda i: PATHS.get(i, ""), identify
+        messages, Moment(look, Meta(resources={str(TGID): said}), lambda i: PATHS.get(i, ""), identify)
     )
     return found
 
@@ -94,7 +96,7 @@ def test_when_ledgers_cost_too_much_some_requests_stand_for_all_and_a_slow_one_s
     publisher = Publisher(config, "host", metrics, Tally(tmp_path / "tally"), Pulse())
 
     def published(messages: list[Received]) -> Judged:
-        (found,) = pipeline.judge(messages, table("open_threads", rows=0), Meta(), lambda cgroup_id: "")
+        (found,) = pipeline.judge(messages, NOTHING_KNOWN)
         publisher.publish(found, lambda: None)
         return found
 
@@ -127,7 +129,7 @@ def test_however_many_messages_come_at_once_each_request_has_its_own_spans(
         item.message.spans = [Span(name, SpanKind.SYNC, 0, start, start + MS) for name in names]
     pipeline = Pipeline(load(environ={}, flags={"store.keep": "all"}))
 
-    turns = list(pipeline.judge(received, table("open_threads", rows=0), Meta(), lambda cgroup_id: ""))
+    turns = list(pipeline.judge(received, NOTHING_KNOWN))
 
     assert [len(turn.requests) for turn in turns] == [5, 5, 5, 5, 3]
     told = []
@@ -154,5 +156,5 @@ def test_what_the_window_lets_go_of_is_lost_if_requests_reach_back_so_far() -> N
     assert len(pipeline.window.losses.cut(0, 5_000 * MS)) == 2  # a verdict that it touches says so all the same
 
     request = Request(b"t" * 16, b"s" * 8, bytes(8), "1", "infer", TID, 1_000 * MS, 6_000 * MS)
-    list(pipeline.judge([Received(TGID, request, 6_000 * MS)], table("open_threads", rows=0), Meta(), str))
+    list(pipeline.judge([Received(TGID, request, 6_000 * MS)], NOTHING_KNOWN))
     assert let_go(6_200) == 1200

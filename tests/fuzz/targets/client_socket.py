@@ -11,7 +11,7 @@ import numpy as np
 from tailspan.config import Config, load
 from tailspan.errors import MessageError
 from tailspan.export import payload
-from tailspan.pipeline import Judged, Pipeline
+from tailspan.pipeline import Judged, Moment, Pipeline
 from tailspan.timeline.arrivals import began
 from tailspan.timeline.evidence import Meta, Table
 from tailspan.timeline.inbox import Inbox, Received
@@ -51,7 +51,9 @@ def check(data: bytes) -> None:
         resources={str(_TGID): {"service.name": "web"}},
         runtime_locks={str(_TGID): message.runtime_locks for message in messages if isinstance(message, Hello)},
     )
-    judged = sum(_check_judged(one) for one in pipeline.judge(received, look, meta, lambda number: "/web.slice"))
+    judged = sum(
+        _check_judged(one) for one in pipeline.judge(received, Moment(look, meta, lambda number: "/web.slice"))
+    )
     possible = sum(isinstance(message, Request) and _is_possible(message) for message in messages)
     assert judged == possible, f"{judged} of {possible} requests were judged"
     losses = pipeline.take_losses()
