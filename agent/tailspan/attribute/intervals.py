@@ -29,7 +29,7 @@ class Tiles:
     cover: Ints
 
 
-NOTHING = Tiles(*(np.empty(0, np.int64) for _ in range(4)))
+_NOTHING = Tiles(*(np.empty(0, np.int64) for _ in range(4)))
 
 
 def tile(key: Ints, start: Ints, end: Ints, cover_key: Ints, cover_start: Ints, cover_end: Ints) -> Tiles:
@@ -39,7 +39,7 @@ def tile(key: Ints, start: Ints, end: Ints, cover_key: Ints, cover_start: Ints, 
     (see :func:`disjoint`). Empty intervals give no parts. O((n + m) log m + parts).
     """
     if not len(start):
-        return NOTHING
+        return _NOTHING
     first, past = _covers_of(key, start, end, cover_key, cover_start, cover_end)
     count = np.maximum(past - first, 0)
 
@@ -72,7 +72,7 @@ def tile_summed(
     a stretch.
     """
     if not len(start):
-        return NOTHING
+        return _NOTHING
     first, past = _covers_of(key, start, end, cover_key, cover_start, cover_end)
     many = past - first > MANY_COVERS
     few = np.flatnonzero(~many)
