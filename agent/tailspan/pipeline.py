@@ -35,6 +35,8 @@ from tailspan.timeline.window import Strings, Window
 REACH, LEAST_REACH_NS = 2.0, 1_000_000_000
 #: Part of what is remembered of that at the next eviction: half of it goes in half a minute.
 REACH_KEPT = 0.99
+#: For so long a thread's name outlives what the window knows of it: a long request may speak of it.
+GONE_NS = 30_000_000_000
 #: Requests attributed at once: bounds the memory of one turn.
 MAX_REQUESTS = 2_000
 #: Slow requests whose evidence is stored in one turn; of more the slowest are, and the others are counted.
@@ -145,6 +147,7 @@ class Pipeline:
 
     def evict(self, now_mono_ns: int) -> None:
         self._taken.evict(now_mono_ns - self._keep_ns)
+        self.threads.evict(now_mono_ns - self._keep_ns - GONE_NS)
         dropped = self.window.evict(now_mono_ns)
         reach_ns = max(LEAST_REACH_NS, REACH * self._reach_ns)
         self._reach_ns *= REACH_KEPT

@@ -6,6 +6,7 @@ new row. So a reused tid needs no extra key in any record.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Collection
 from dataclasses import dataclass
 
@@ -30,11 +31,11 @@ class Thread:
 
 
 class Threads:
-    """Bounded: of threads that are gone the oldest are forgotten beyond ``max_gone``."""
+    """Bounded: of threads that are gone the oldest are forgotten, with :meth:`evict` and beyond ``max_gone``."""
 
     def __init__(self, max_gone: int = 4096) -> None:
         self._live: dict[int, Thread] = {}
-        self._gone: list[Thread] = []
+        self._gone: deque[Thread] = deque()
         self._by_ns: dict[tuple[int, int], int] = {}
         self._max_gone = max_gone
 
@@ -99,6 +100,11 @@ class Threads:
             elif tid in self._live:
                 self._live[tid].comm = bytes(row["comm"])
 
+    def evict(self, before_mono_ns: int) -> None:
+        """Forget who was gone before."""
+        while self._gone and self._gone[0].gone_mono_ns < before_mono_ns:
+            self._forget_oldest()
+
     def host_tid(self, tgid: int, ns_tid: int) -> int:
         """The host's tid of the thread that process ``tgid`` calls ``ns_tid``; 0 when it is not followed."""
         return self._by_ns.get((tgid, ns_tid), 0)
@@ -131,8 +137,11 @@ class Threads:
         thread.gone_mono_ns, thread.last_run_mono_ns = at, last_run_mono_ns
         self._gone.append(thread)
         if len(self._gone) > self._max_gone:
-            forgotten = self._gone.pop(0)
-            key, again = (forgotten.tgid, forgotten.ns_tid), self._live.get(forgotten.tid)
-            # Unless the number lives again, of the same name: another process' thread leaves the old name behind.
-            if self._by_ns.get(key) == forgotten.tid and not (again and (again.tgid, again.ns_tid) == key):
-                del self._by_ns[key]
+            self._forget_oldest()
+
+    def _forget_oldest(self) -> None:
+        forgotten = self._gone.popleft()
+        key, again = (forgotten.tgid, forgotten.ns_tid), self._live.get(forgotten.tid)
+        # Unless the number lives again, of the same name: another process' thread leaves the old name behind.
+        if self._by_ns.get(key) == forgotten.tid and not (again and (again.tgid, again.ns_tid) == key):
+            del self._by_ns[key]

@@ -80,6 +80,19 @@ def test_of_the_threads_that_are_gone_only_so_many_are_remembered() -> None:
     assert threads.host_tid(7, 10) == 10
 
 
+def test_threads_that_are_long_gone_are_forgotten() -> None:
+    threads = Threads()
+    for tid in range(10):
+        threads.apply(event(ThreadEventKind.BORN, tid + 1, tid * 10))
+        threads.apply(event(ThreadEventKind.EXIT, tid + 1, tid * 10 + 5))
+
+    threads.evict(75)
+
+    assert [life[0] for life in lives(threads)] == [8, 9, 10]
+    assert threads.host_tid(7, 7) == 0
+    assert threads.host_tid(7, 8) == 8
+
+
 def test_the_name_of_a_thread_whose_number_another_process_has_now_is_forgotten_with_it() -> None:
     threads = Threads(max_gone=1)
     # GIVEN a thread that has ended, and its number with another process
