@@ -265,8 +265,9 @@ class Agent:
 
     @property
     def is_alone(self) -> bool:
-        """Nobody is followed, connected or asks, and nothing is left to judge."""
-        return not (self._judging or self._server.peers or self._control.is_asked or self._following.anybody)
+        """Nobody is followed, connected or asks, and nothing is left to judge; nor may somebody come by OTLP."""
+        there = self._server.peers or self._control.is_asked or self._following.anybody or self._receiver
+        return not (self._judging or there)
 
     def _grade(self, open_threads: Table) -> None:
         services = {tgid: said.get("service.name", "") for tgid, said in self.pipeline.inbox.resources.items()}
