@@ -568,7 +568,7 @@ def of_cpus(figures: Figures) -> list[Bound]:
     ring_mib = ring_bytes(figures) / (1 << 20)
     found = [
         Bound(
-            f"a soft limit of {SHELL_FILES:,} open files",
+            f"a hard limit of {SHELL_FILES:,} open files (`ulimit -Hn`)",
             SHELL_FILES / files,
             "it does not start: each ring has three",
         ),
