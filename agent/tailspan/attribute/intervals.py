@@ -65,11 +65,11 @@ def tile(key: Ints, start: Ints, end: Ints, cover_key: Ints, cover_start: Ints, 
 def tile_summed(
     key: Ints, start: Ints, end: Ints, cover_key: Ints, cover_start: Ints, cover_end: Ints, owner: Ints
 ) -> Tiles:
-    """As :func:`tile`, with a bound on the parts of an interval however many covers it has.
+    """As :func:`tile`, but of many covers an ``owner`` has :data:`STRETCHES` parts of an interval at the most.
 
-    Beyond :data:`MANY_COVERS` its covers are dealt to :data:`STRETCHES`, in each of which all of an ``owner`` are
-    one part, of its first cover there. How long each owner has covered the interval stays exact; when, is known to
-    a stretch.
+    Beyond :data:`MANY_COVERS` its covers are dealt to so many stretches, in each of which all of an owner are one
+    part, of its first cover there. How long each owner has covered the interval stays exact; when, is known to a
+    stretch.
     """
     if not len(start):
         return _NOTHING
@@ -81,10 +81,8 @@ def tile_summed(
     for one in np.flatnonzero(many).tolist():
         of = slice(int(first[one]), int(past[one]))
         low, high = (np.clip(times[of], start[one], end[one]) for times in (cover_start, cover_end))
-        summed = _summed(low, high, owner[of])
-        cover = np.where(summed.cover >= 0, summed.cover + of.start, -1)
-        edges = np.array([start[one], end[one]])
-        parts.append(_with_gaps(one, edges, Tiles(summed.parent, summed.start, summed.end, cover)))
+        part_start, part_end, cover = _summed(low, high, owner[of])
+        parts.append(_with_gaps(one, int(start[one]), int(end[one]), part_start, part_end, cover + of.start))
     if len(parts) == 1:
         return parts[0]
     joined = Tiles(*(np.concatenate(column) for column in zip(*map(_columns, parts), strict=True)))
@@ -92,31 +90,29 @@ def tile_summed(
     return Tiles(*(column[order] for column in _columns(joined)))
 
 
-def _summed(start: Ints, end: Ints, owner: Ints) -> Tiles:
-    """Of disjoint intervals in order: for each stretch of them a part an owner. ``parent``: the stretch."""
+def _summed(start: Ints, end: Ints, owner: Ints) -> tuple[Ints, Ints, Ints]:
+    """Disjoint intervals in order -> (start, end, the first of them) of a part an owner and stretch, in order."""
     stretch = np.arange(len(start)) * STRETCHES // len(start)
     owners, of = np.unique(owner, return_inverse=True)
     found, first, which = np.unique(stretch * len(owners) + of, return_index=True, return_inverse=True)
     length = np.zeros(len(found), np.int64)
     np.add.at(length, which, end - start)
-    parent = found // len(owners)
-    order = np.lexsort((first, parent))
-    parent, first, length = parent[order], first[order], length[order]
+    order = np.lexsort((first, found // len(owners)))
+    in_, first, length = (found // len(owners))[order], first[order], length[order]
     # Side by side from where their stretch begins; what is left of it at its end belongs to nobody.
-    begins = np.searchsorted(parent, parent)
     before = np.cumsum(length) - length
-    at = start[np.searchsorted(stretch, parent)] + before - before[begins]
-    return Tiles(parent, at, at + length, first)
+    at = start[np.searchsorted(stretch, in_)] + before - before[np.searchsorted(in_, in_)]
+    return at, at + length, first
 
 
-def _with_gaps(parent: int, edges: Ints, parts: Tiles) -> Tiles:
-    """These disjoint parts in order, and what lies between them and the edges."""
-    start = np.concatenate((np.append(edges[0], parts.end), parts.start))
-    end = np.concatenate((np.append(parts.start, edges[1]), parts.end))
-    cover = np.concatenate((np.full(len(parts.end) + 1, -1), parts.cover))
-    keep = np.flatnonzero(end > start)
-    order = keep[np.argsort(start[keep], kind="stable")]
-    return Tiles(np.full(len(order), parent), start[order], end[order], cover[order])
+def _with_gaps(parent: int, low: int, high: int, start: Ints, end: Ints, cover: Ints) -> Tiles:
+    """These disjoint parts of ``[low, high)`` in order, and what lies between them."""
+    all_starts = np.concatenate(([low], end, start))
+    all_ends = np.concatenate((start, [high], end))
+    covers = np.concatenate((np.full(len(end) + 1, -1), cover))
+    keep = np.flatnonzero(all_ends > all_starts)
+    order = keep[np.argsort(all_starts[keep], kind="stable")]
+    return Tiles(np.full(len(order), parent), all_starts[order], all_ends[order], covers[order])
 
 
 def _covers_of(

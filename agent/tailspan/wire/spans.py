@@ -131,7 +131,7 @@ class Drops:
 
 Message = Hello | Request | Activation | Pause | Drops
 
-#: To ask the enumeration itself takes five times as long, and a request has many spans.
+#: Quicker to ask than the enumeration itself, and a request has many spans.
 _SPAN_KINDS = {kind.value: kind for kind in SpanKind}
 
 
