@@ -103,7 +103,7 @@ TRACEPOINT(block_rq_complete, on_block_complete, struct request *rq, u8 error, u
 	r->kthread = issue->kthread;
 	r->pad = 0;
 	__builtin_memcpy(r->comm, issue->comm, COMM_LEN);
-	bpf_ringbuf_submit(r, BPF_RB_NO_WAKEUP);
+	submit(&block_rings, r, sizeof(*r));
 out:
 	bpf_map_delete_elem(&issues, &key);
 	return 0;

@@ -83,7 +83,7 @@ UPROBE(on_gpu_return)
 		r->kind = f->gpu_kind;
 		r->result = CALL_RESULT(regs);
 		r->pad = 0;
-		bpf_ringbuf_submit(r, BPF_RB_NO_WAKEUP);
+		submit(&gpu_call_rings, r, sizeof(*r));
 	}
 	f->gpu_launches = 0;
 	f->gpu_launch_mono_ns = 0;

@@ -18,7 +18,7 @@ static __always_inline void write_incident(u32 kind, s32 signal, struct task_str
 	i->target_tgid = READ(target, tgid);
 	read_comm(i->actor_comm, actor);
 	read_comm(i->target_comm, target);
-	bpf_ringbuf_submit(i, BPF_RB_NO_WAKEUP);
+	submit(&incident_rings, i, sizeof(*i));
 }
 
 TRACEPOINT(signal_generate, on_signal, int signal, void *info, struct task_struct *task)

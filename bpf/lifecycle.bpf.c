@@ -20,7 +20,7 @@ static __always_inline void write_thread_event(struct task_struct *task, struct 
 	e->ns_tgid = namespace_id(READ(task, group_leader));
 	e->parent_tgid = BPF_CORE_READ(task, real_parent, tgid);
 	read_comm(e->comm, task);
-	bpf_ringbuf_submit(e, BPF_RB_NO_WAKEUP);
+	submit(&thread_rings, e, sizeof(*e));
 }
 
 static __always_inline struct follow *begin(struct task_struct *task, u64 now)

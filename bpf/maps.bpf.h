@@ -199,16 +199,32 @@ static __always_inline void count_loss(u32 record_class)
 		(*lost)++;
 }
 
-/* Room for one record in this CPU's ring; never wakes the reader (8.6 us a wake-up), it drains on a timer. */
-static __always_inline void *reserve(void *rings, u64 size, u32 record_class)
+static __always_inline void *ring_of_this_cpu(void *rings)
 {
 	u32 cpu = bpf_get_smp_processor_id();
-	void *ring = bpf_map_lookup_elem(rings, &cpu);
+
+	return bpf_map_lookup_elem(rings, &cpu);
+}
+
+/* Room for one record in this CPU's ring. */
+static __always_inline void *reserve(void *rings, u64 size, u32 record_class)
+{
+	void *ring = ring_of_this_cpu(rings);
 	void *record = ring ? bpf_ringbuf_reserve(ring, size, 0) : 0;
 
 	if (!record)
 		count_loss(record_class);
 	return record;
+}
+
+/* Wakes the reader only with the record that makes the ring half full: it drains on a timer, a wake-up takes 8.6 us. */
+static __always_inline void submit(void *rings, void *record, u64 size)
+{
+	void *ring = ring_of_this_cpu(rings);
+	u64 half = ring ? bpf_ringbuf_query(ring, BPF_RB_RING_SIZE) / 2 : 0;
+	bool is_half = ring && bpf_ringbuf_query(ring, BPF_RB_AVAIL_DATA) - half < BPF_RINGBUF_HDR_SZ + size;
+
+	bpf_ringbuf_submit(record, is_half ? BPF_RB_FORCE_WAKEUP : BPF_RB_NO_WAKEUP);
 }
 
 static __always_inline void read_comm(char *to, struct task_struct *task)

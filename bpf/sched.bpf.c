@@ -167,7 +167,7 @@ static __always_inline void write_cycle(struct task_struct *task, struct follow 
 			__builtin_memset(&r->runner, 0, sizeof(r->runner));
 		}
 		r->flags = f->flags | flags;
-		bpf_ringbuf_submit(r, BPF_RB_NO_WAKEUP);
+		submit(&cycle_rings, r, sizeof(*r));
 	}
 	/* A lost record leaves a seam that the reader sees: the next turn starts here all the same. */
 	f->run_mono_ns = on_ns;
@@ -295,7 +295,7 @@ TRACEPOINT(sched_switch, on_switch, bool preempt, struct task_struct *prev, stru
 		slice = t->no_slices ? 0 : begin_slice(cpu, c->observed_mono_ns, now, 0);
 		if (slice) {
 			read_runner(&slice->runner, prev);
-			bpf_ringbuf_submit(slice, BPF_RB_NO_WAKEUP);
+			submit(&slice_rings, slice, sizeof(*slice));
 		}
 		sliced = true;
 	}
@@ -385,7 +385,7 @@ TRACEPOINT(sched_migrate_task, on_migrate, struct task_struct *task, int dest_cp
 		slice = begin_slice(old_cpu, c->observed_mono_ns, now, SLICE_UNFINISHED);
 		if (slice) {
 			slice->runner = c->runner;
-			bpf_ringbuf_submit(slice, BPF_RB_NO_WAKEUP);
+			submit(&slice_rings, slice, sizeof(*slice));
 		}
 		c->observed_mono_ns = now;
 	} else if (c->waiters <= 0) {

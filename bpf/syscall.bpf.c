@@ -80,6 +80,6 @@ TRACEPOINT(sys_exit, on_sys_exit, struct pt_regs *regs, long ret)
 	record->tgid = key.tgid;
 	record->nr = key.nr;
 	record->pad = 0;
-	bpf_ringbuf_submit(record, BPF_RB_NO_WAKEUP);
+	submit(&syscall_rings, record, sizeof(*record));
 	return 0;
 }

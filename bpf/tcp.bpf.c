@@ -225,7 +225,7 @@ static __always_inline void write_wait(struct sock *sk, struct tcp_sock *tp, str
 	w->remote_port = bpf_ntohs(READ(sk, __sk_common.skc_dport));
 	w->pad = 0;
 	read_addresses(sk, w->local, w->remote);
-	bpf_ringbuf_submit(w, BPF_RB_NO_WAKEUP);
+	submit(&socket_rings, w, sizeof(*w));
 }
 
 static __always_inline void write_connection(struct sock *sk, struct tcp_sock *tp, struct conn *c, u64 now)
@@ -254,7 +254,7 @@ static __always_inline void write_connection(struct sock *sk, struct tcp_sock *t
 	r->remote_port = bpf_ntohs(READ(sk, __sk_common.skc_dport));
 	r->pad = 0;
 	read_addresses(sk, r->local, r->remote);
-	bpf_ringbuf_submit(r, BPF_RB_NO_WAKEUP);
+	submit(&connection_rings, r, sizeof(*r));
 }
 
 /* Its listener's storage was cloned to it before the handshake was over. */

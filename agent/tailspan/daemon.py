@@ -65,9 +65,9 @@ logger = logging.getLogger(__name__)
 #: Messages waiting to be judged; beyond it new ones are counted and dropped.
 MAX_PENDING = 50_000
 _OVER = object()
-#: What one tick finds at most for the next to come later: the share of a ring, and messages of workers. Waiting
-#: RELAXED times as long, it finds as many times more, which leaves room for a burst.
-CALM_FILL, CALM_MESSAGES = 1 / 16, 32
+#: What a tick shall find: a share of a ring, or so many messages of workers. Twice that share wakes it.
+SHALL_FILL, SHALL_READ = 1 / 4, 32
+#: The longest rest for it, in ``agent.tick_ms``.
 RELAXED = 4
 #: The longest rest where nobody is followed: until somebody connects.
 ALONE_S = 0.25
@@ -97,7 +97,9 @@ class Agent:
         self._judged_ns = 0  # the first tick says all that there is to say
         self._judging: Iterator[None] | None = None
         self._gone: set[int] = set()  # processes that are to be forgotten
-        self._pressure = 0.0  # of the last tick: 1 is as much as a tick shall find
+        self._ticked_s = time.monotonic()
+        self._took_s = 0.0  # from the tick before the last to the last
+        self._found = 0.0  # by the last; 1 is what a tick shall find
         self._cgroups = Cgroups()
         self._peers = Peers(config.follow.peers)
         self._host, self._boot = host_name(), boot_id()
@@ -213,11 +215,13 @@ class Agent:
     def tick(self) -> None:
         """Drain everything once; judge when it is time to."""
         self._pulse.beat()
+        last_s, self._ticked_s = self._ticked_s, time.monotonic()
+        self._took_s = self._ticked_s - last_s
         accepted = self._server.accept()
         if accepted:
             self._probing.hear([peer.pid for peer in accepted], SOCKET)
         of_workers = self._server.read()
-        self._pressure = len(of_workers) / CALM_MESSAGES
+        self._found = len(of_workers) / SHALL_READ
         self._unsettled += of_workers
         self._take(of_workers)
         if self._receiver:
@@ -253,15 +257,15 @@ class Agent:
         self._control.poll()
 
     def rest(self) -> None:
-        """Until the next tick: the less the last one found, the longer; not while there is something to judge."""
-        rest_s = self._config.agent.tick_ms / 1000
+        """Until the next tick has enough to find, by what came last; shorter while there is something to judge."""
+        tick_s = self._config.agent.tick_ms / 1000
         if self.is_alone:
-            time.sleep(rest_s)  # however many connect and go, no more ticks than a busy worker makes
+            time.sleep(tick_s)  # however many connect and go, no more ticks than a busy worker makes
             due_ns = self._judged_ns + self._config.agent.judge_ms * 1_000_000 - time.monotonic_ns()
             self._doors.poll(max(0, min(due_ns / 1e6, ALONE_S * 1e3)))
             return
-        pressure = 1 if self._judging else self._pressure
-        time.sleep(rest_s / min(1, max(pressure, 1 / RELAXED)))
+        enough_s = self._took_s / self._found if self._found else math.inf
+        self.source.wait(tick_s if self._judging else max(tick_s, min(enough_s, RELAXED * tick_s)))
 
     @property
     def is_alone(self) -> bool:
@@ -335,7 +339,7 @@ class Agent:
 
     def _drain(self, thorough: bool) -> None:
         batch = self.source.drain(thorough)
-        self._pressure = max(self._pressure, batch.fill / CALM_FILL)
+        self._found = max(self._found, batch.fill / SHALL_FILL)
         tables = {
             "cycles": batch.cycles,
             "slices": batch.slices,

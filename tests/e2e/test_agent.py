@@ -132,14 +132,17 @@ os.write(a[1], b"."); thread.join()
 def test_lost_records_are_on_the_verdict_and_make_it_inconclusive(run_agent: Callable[..., AgentProcess]) -> None:
     # GIVEN a ring far too small for a storm of context switches, every one of which is to be recorded
     port = free_port()
-    small = ("probes.ring_kib=64", "probes.short_wait_us=0", "agent.tick_ms=200")
+    small = ("probes.ring_kib=64", "probes.short_wait_us=0")
     agent = run_agent(*small, "store.keep=all", f"export.prometheus=127.0.0.1:{port}")
     with program(STORM, agent.socket) as worker:
         worker.go()
         assert worker.line() == "connected"
         eventually(lambda: f"following pid {worker.pid}" in agent.log.read_text(), "the worker is followed")
+        # WHEN nobody drains it meanwhile
+        agent.process.send_signal(signal.SIGSTOP)
         worker.go()
         worker.finish()
+        agent.process.send_signal(signal.SIGCONT)
         series = 'tailspan_lost_records_total{class="cycle"}'
         eventually(lambda: metric(port, series) > 0, "what was lost is counted")
     agent.stop()
