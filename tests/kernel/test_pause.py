@@ -11,33 +11,16 @@ import pytest
 from tailspan.collect.bpf.source import BpfSource
 from tailspan.errors import ProbeError
 from tailspan.wire.events import CycleFlags, ThreadMode
-from tailspan.wire.syscalls import SYSCALLS
 from tests.conftest import eventually
 from tests.kernel.conftest import Recorder
+from tests.kernel.sleeper import NANOSLEEP, seams, sleep_23_times, sleeping_on_order, voluntary
 from tests.workloads import LAST_CPU, cpu_hog, program
 
 pytestmark = [pytest.mark.kernel, pytest.mark.both_loaders]
 
 MS = 1_000_000
-NANOSLEEP = SYSCALLS.index("clock_nanosleep")
 #: Where ``waiters`` lies in struct cpu_state of bpf/maps.bpf.h, and how long that is.
 WAITERS_AT, CPU_STATE_LEN = 32, 128
-
-#: 23 sleeps for every line that it reads. A timer that ends while the thread is still on its way to sleep keeps it
-#: awake: how often it did go to sleep is the kernel's word.
-SLEEPS = """
-import resource
-def slept(): return resource.getrusage(resource.RUSAGE_THREAD).ru_nvcsw
-for line in sys.stdin:
-    before = slept()
-    for _ in range(23): time.sleep(0.003)
-    print(slept() - before, flush=True)
-"""
-
-
-def sleeps(cycles: np.ndarray) -> int:
-    """Not those where it was preempted on its way to sleep or back."""
-    return int(((cycles["syscall_nr"] == NANOSLEEP) & (cycles["state"] != 0)).sum())
 
 
 def waiters(source: BpfSource) -> list[int]:
@@ -47,17 +30,15 @@ def waiters(source: BpfSource) -> list[int]:
 
 
 def test_23_sleeps_are_exact_after_three_pauses(source: BpfSource, recorder: Recorder) -> None:
-    with program(SLEEPS) as worker:
+    source.tune(short_wait_ns=1)
+    with sleeping_on_order() as worker:
         source.follow([worker.pid])
-        worker.go()
         for _ in range(3):
             # WHEN it sleeps while probes are off
             (before,) = source.pause()
             assert before["tid"] == worker.pid
             drained = recorder_rows(recorder)
-            worker.go()
-            assert int(worker.line()) > 11
-            recorder.drain()
+            sleep_23_times(worker)
             # THEN nothing of it is there
             assert recorder_rows(recorder) == drained
             assert not len(source.threads())
@@ -65,16 +46,16 @@ def test_23_sleeps_are_exact_after_three_pauses(source: BpfSource, recorder: Rec
             # AND what comes after is whole
             (state,) = source.resume().states
             resumed = int(state["followed_mono_ns"])
-            worker.go()
-            slept = int(worker.line())
+            waited = sleep_23_times(worker)
             recorder.drain()
             cycles = recorder.cycles(worker.pid)
             after = cycles[cycles["on_mono_ns"] >= resumed]
-            assert 11 < slept == sleeps(after) <= 23
+            assert len(voluntary(after)) == waited
+            assert 11 < (voluntary(after)["syscall_nr"] == NANOSLEEP).sum() <= 23
             # No turn begins, and no sleep reaches back, before all began anew
             assert (after["run_mono_ns"] >= resumed).all()
             assert (after["off_mono_ns"] >= resumed).all()
-            assert np.array_equal(after["run_mono_ns"][1:], after["on_mono_ns"][:-1])
+            assert not seams(after).any()
             assert int(state["total_waits"]) == 0
     assert recorder.lost() == 0
 
@@ -276,7 +257,7 @@ def test_sums_stay_exact_where_the_floor_of_short_waits_is_raised(source: BpfSou
     cycles = recorder.cycles(worker.pid)
     folded = cycles[len(single) :]
     # WHEN no wait is written for itself, a turn is written every 20 ms at the latest
-    assert sleeps(single) > 100
+    assert (single["syscall_nr"] == NANOSLEEP).sum() > 100
     assert len(folded) < 60
     # THEN they are in the turns that they fell into, all of them
     counted = sum(int(cycles[name].sum()) for name in ("short_count",)) + len(cycles) + int(state["short_count"])

@@ -13,7 +13,7 @@ from tailspan.collect.bpf.btf import VMLINUX
 from tailspan.collect.bpf.source import BpfSource, Options
 from tailspan.errors import CannotError, ProbeError
 from tailspan.wire.events import LAYOUTS
-from tests.workloads import program
+from tests.kernel.sleeper import sleep_23_times, sleeping_on_order, voluntary
 
 pytestmark = pytest.mark.kernel
 
@@ -47,12 +47,12 @@ def test_a_missing_tracepoint_takes_out_its_probe_and_no_other(
     assert not source.status["irq"].attached
     assert source.status["irq"].why == "this kernel has no softirq_entry"
     assert source.status["sched"].attached
-    with program("for _ in range(23): time.sleep(0.001)") as sleeper:
+    source.tune(short_wait_ns=1)
+    with sleeping_on_order() as sleeper:
         source.follow([sleeper.pid])
-        sleeper.go()
-        sleeper.finish()
-    cycles = source.drain().cycles
-    assert (cycles["syscall_nr"] == 230).sum() == 23
+        waited = sleep_23_times(sleeper)
+        cycles = source.drain().cycles
+    assert len(voluntary(cycles)) == waited
     assert not cycles["irq_ns"].any()
 
 

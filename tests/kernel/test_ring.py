@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 
 from tailspan.collect.bpf.source import BpfSource
 from tests.conftest import eventually
+from tests.kernel.sleeper import sleep_23_times, sleeping_on_order
 from tests.workloads import LAST_CPU, program
 
 pytestmark = pytest.mark.kernel
@@ -22,7 +24,7 @@ for line in sys.stdin:
 
 
 def test_a_drained_record_does_not_change_when_the_ring_wraps(open_source: Callable[..., BpfSource]) -> None:
-    # GIVEN rings of one page (24 records), and one record drained alone
+    # GIVEN rings of one page (18 records), and one record drained alone
     source = open_source(cycle_ring_bytes=4096, short_wait_ns=0)
     with program(NAPS, cpu=LAST_CPU) as worker:
         source.follow([worker.pid])
@@ -47,7 +49,7 @@ def test_a_drained_record_does_not_change_when_the_ring_wraps(open_source: Calla
 
         # WHEN the ring is written around several times
         total = 0
-        nap(101, 0.001)
+        nap(211, 0.001)
         while total < 101:
             total += len(source.drain().cycles)
         assert worker.line() == "done"
@@ -55,6 +57,27 @@ def test_a_drained_record_does_not_change_when_the_ring_wraps(open_source: Calla
     # THEN it is what it was
     assert alone[0].tobytes() == kept
     assert alone[0]["tid"].tolist() == [worker.pid]
+
+
+@pytest.mark.both_loaders
+def test_the_record_that_makes_a_ring_half_full_wakes_the_reader(open_source: Callable[..., BpfSource]) -> None:
+    # GIVEN rings of 75 records
+    source = open_source(cycle_ring_bytes=1 << 14, short_wait_ns=0)
+    assert source._loaded.rings["cycle_rings"][0].capacity == 75
+    with sleeping_on_order() as sleeper:
+        os.sched_setaffinity(sleeper.pid, {LAST_CPU})
+        source.follow([sleeper.pid])
+        for _ in range(2):
+            sleep_23_times(sleeper)
+            assert not source.wait(0)
+            for _ in range(2):
+                sleep_23_times(sleeper)
+            assert source.wait(20)
+            # THEN once, whatever follows
+            for _ in range(3):
+                sleep_23_times(sleeper)
+                assert not source.wait(0)
+            assert source.drain().losses["count"].sum() > 0
 
 
 def test_a_source_can_be_closed_while_its_records_are_held(open_source: Callable[..., BpfSource]) -> None:

@@ -6,20 +6,16 @@ import os
 import struct
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from tailspan.collect.bpf.source import BpfSource
 from tailspan.wire.events import ThreadMode
-from tailspan.wire.syscalls import SYSCALLS
 from tests.conftest import eventually
 from tests.kernel.conftest import Recorder
+from tests.kernel.sleeper import seams, sleep_23_times, sleeping_on_order, voluntary
 from tests.workloads import LAST_CPU, cpu_hog, program
 
 pytestmark = [pytest.mark.kernel, pytest.mark.both_loaders]
-
-NANOSLEEP = SYSCALLS.index("clock_nanosleep")
-NAPS = "for _ in range(23): time.sleep(0.001)"
 
 #: Threads, a child, signals, a connection: all that a followed process writes records about.
 BUSY = """
@@ -41,11 +37,6 @@ for _ in range(7): work()
 here.close(); there.close()
 """
 TABLES = ("cycles", "thread_events", "sockets", "incidents")
-
-
-def naps(cycles: np.ndarray) -> int:
-    """Where it slept, and where it was preempted on its way to sleep or back: at least one for each nap."""
-    return int((cycles["syscall_nr"] == NANOSLEEP).sum())
 
 
 def waiters(source: BpfSource) -> int:
@@ -70,7 +61,8 @@ def mode_of(source: BpfSource, tid: int) -> ThreadMode | None:
 def test_nothing_is_recorded_of_a_process_that_is_let_go_and_all_of_the_others(
     source: BpfSource, recorder: Recorder
 ) -> None:
-    with program(BUSY) as busy, program(NAPS) as other:
+    source.tune(short_wait_ns=1)
+    with program(BUSY) as busy, sleeping_on_order() as other:
         source.follow([busy.pid, other.pid])
         busy.go()
         assert busy.line() == "up"
@@ -80,17 +72,16 @@ def test_nothing_is_recorded_of_a_process_that_is_let_go_and_all_of_the_others(
         assert all(before.values())
 
         assert set(source.threads()["tgid"].tolist()) == {other.pid}
-        other.go()
         busy.go()
+        waited = sleep_23_times(other)
         busy.finish()
-        other.finish()
-    recorder.drain()
+        recorder.drain()
 
     for name in TABLES:
         rows = recorder.table(name)[before[name] :]
         assert set(rows["target_tgid" if name == "incidents" else "tgid"].tolist()) <= {other.pid}, name
     assert not len(recorder.table("connections"))
-    assert naps(recorder.cycles(other.pid)) >= 23
+    assert len(voluntary(recorder.cycles(other.pid))) == waited
 
 
 def test_whoever_waits_for_a_cpu_when_it_is_let_go_is_not_waited_for(source: BpfSource) -> None:
@@ -129,26 +120,22 @@ def test_whoever_sleeps_uninterruptibly_when_it_is_let_go_is_not_counted_on(
 def test_what_is_followed_again_is_followed_as_if_for_the_first_time(
     source: BpfSource, recorder: Recorder, awake_between: bool
 ) -> None:
-    with program(f"time.sleep(0.001)\nprint('up', flush=True)\nsys.stdin.readline()\n{NAPS}") as worker:
+    source.tune(short_wait_ns=1)
+    with sleeping_on_order() as worker:
         source.follow([worker.pid])
-        if not awake_between:
-            worker.go()
-            assert worker.line() == "up"
-            eventually(lambda: mode_of(source, worker.pid) is ThreadMode.BLOCKED, "it sleeps")
+        sleep_23_times(worker)
         source.unfollow([worker.pid])
         if awake_between:
-            worker.go()
-            assert worker.line() == "up"
+            sleep_23_times(worker)
         states = source.follow([worker.pid])
-        worker.go()
-        worker.finish()
-    recorder.drain()
+        waited = sleep_23_times(worker)
+        recorder.drain()
 
     (again,) = states[states["tgid"] == worker.pid]
     cycles = recorder.cycles(worker.pid)
     after = cycles[cycles["on_mono_ns"] > again["followed_mono_ns"]]
-    assert naps(after) >= 23
-    assert np.array_equal(after["run_mono_ns"][1:], after["on_mono_ns"][:-1])
+    assert len(voluntary(after)) == waited
+    assert not seams(after).any()
 
 
 def test_threads_started_while_it_is_let_go_are_not_followed_either(source: BpfSource) -> None:
