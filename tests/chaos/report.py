@@ -8,9 +8,11 @@ from statistics import median
 
 from tests.bench.page import number, table, wrapped
 from tests.chaos.run import LONGEST_MS, RSS_BOUND_MIB, Figures
+from tests.chaos.soak import SAMPLE_S
 
 PICTURE = "endurance.svg"  #: beside the page
 
+_STRETCH_S = 300
 _WIDTH, _HEIGHT, _LEFT, _BOTTOM, _TOP = 760, 220, 46, 28, 12
 _INK, _LINE, _FAINT = "#57606a", "#0969da", "#d0d7de"
 
@@ -178,8 +180,25 @@ def _soak(found: Figures) -> str:
             f"Requests: {sums['asked']:,}, failed {sums['failed']}, **neither judged nor counted "
             f"{sums['uncounted']}**. Stored verdicts that were judged again, each with a ledger that sums to its "
             f"wall time: {sums['verdicts']:,}.",
+            *_course(soak["samples"]),
         ]
     )
+
+
+def _course(samples: Sequence[Sequence[float]]) -> list[str]:
+    """What is resident, by stretches of time: what it comes down to again between faults, and what is usual."""
+    if samples[-1][0] < 2 * _STRETCH_S:
+        return []
+    stretches: dict[int, list[float]] = {}
+    for at_s, mib, *_ in samples:
+        stretches.setdefault(int(at_s // _STRETCH_S), []).append(mib)
+    whole = {at: sorted(mib) for at, mib in stretches.items() if len(mib) > _STRETCH_S / SAMPLE_S / 2}
+    header = ("resident, MiB, from minute", *(f"{at * _STRETCH_S / 60:.0f}" for at in whole))
+    rows = [
+        ["tenth percentile", *(number(mib[len(mib) // 10]) for mib in whole.values())],
+        ["median", *(number(median(mib)) for mib in whole.values())],
+    ]
+    return [table(header, rows)]
 
 
 def _turns(soak: Figures) -> str:
