@@ -191,8 +191,8 @@ Left alone for {number(figures["idle_seconds"])} s:
 
 What bounds it: a tick that finds records makes some hundred numpy calls, however few they are{_more(figures)}
 copied out of its ring, put together with those of other CPUs, and added up by reason, process and waker. Above
-the highest rate it is not CPU time but the rings: they hold what comes between two ticks, and while the agent
-waits for a CPU."""
+the highest rate it is not CPU time but the rings: the record that makes one half full wakes the agent, and the
+other half holds what comes until it has a CPU and has read."""
 
 
 def _more(figures: Figures) -> str:
