@@ -77,6 +77,8 @@ struct cfs_rq {
 
 struct sched_entity {
 	struct cfs_rq *cfs_rq;
+	u64 sum_exec_runtime;
+	u64 prev_sum_exec_runtime; /* when it was last picked */
 } __access;
 
 struct pid_namespace;

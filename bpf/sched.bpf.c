@@ -182,38 +182,13 @@ static __always_inline void write_cycle(struct task_struct *task, struct follow 
 	f->short_count = 0;
 }
 
-/* The thread is awake again. */
-static __always_inline void leave_sleep(struct follow *f)
-{
-	if (f->deep)
-		count_deep_sleep(f, -1);
-}
-
-/* It is switched out, and nobody has said that it was switched in: this kernel does not tell of every switch, or it was
- * adopted at that very moment. What it did since it was ready is not known: the next turn begins now, behind a seam. */
-static __always_inline void write_unseen(struct task_struct *task, struct follow *f, u64 now)
-{
-	if (!f->ready_mono_ns)
-		f->ready_mono_ns = f->off_mono_ns;
-	f->total_waits++;
-	f->total_blocked_ns += f->ready_mono_ns - f->off_mono_ns;
-	write_cycle(task, f, f->ready_mono_ns, 0, 0, 0);
-	f->run_mono_ns = now;
-	leave_sleep(f);
-}
-
 static __always_inline void switch_out(struct task_struct *task, struct follow *f, struct cpu_state *c, u32 cpu,
 				       bool preempt, u32 prev_state, u64 now)
 {
-	dequeue(f); /* where it was not seen to come in, it was counted as waiting and is not */
-	if (f->off_mono_ns) {
-		write_unseen(task, f, now);
-	} else {
-		f->irq_ns += c->irq_ns - f->irq_at_on_ns;
-		f->net_ns += c->net_ns - f->net_at_on_ns;
-		f->minor_faults += READ(task, min_flt) - f->minor_faults_at_on;
-		f->major_faults += READ(task, maj_flt) - f->major_faults_at_on;
-	}
+	f->irq_ns += c->irq_ns - f->irq_at_on_ns;
+	f->net_ns += c->net_ns - f->net_at_on_ns;
+	f->minor_faults += READ(task, min_flt) - f->minor_faults_at_on;
+	f->major_faults += READ(task, maj_flt) - f->major_faults_at_on;
 	if (f->reclaim_since_mono_ns) {
 		f->reclaim_ns += now - f->reclaim_since_mono_ns;
 		f->reclaim_since_mono_ns = 0;
@@ -232,6 +207,13 @@ static __always_inline void switch_out(struct task_struct *task, struct follow *
 		f->ready_mono_ns = now;
 		enqueue(f, cpu, now);
 	}
+}
+
+/* The thread is awake again. */
+static __always_inline void leave_sleep(struct follow *f)
+{
+	if (f->deep)
+		count_deep_sleep(f, -1);
 }
 
 /* The thread is followed no longer: let go of what it is counted in. The walk does not, it has no lock that keeps the
@@ -281,6 +263,17 @@ static __always_inline void switch_in(struct task_struct *task, struct follow *f
 	f->ready_mono_ns = 0;
 }
 
+/* When a thread came onto its CPU that leaves it now, where nobody said so: sched_switch does not tell of every switch on
+ * every kernel, and a thread may be adopted while it is switched in. Without steal, and interrupts where these are not
+ * its own time. */
+static __always_inline u64 came_unseen_at(struct task_struct *task, struct follow *f, u64 now)
+{
+	u64 since = f->ready_mono_ns ?: f->off_mono_ns;
+	u64 ran = READ(task, se.sum_exec_runtime) - READ(task, se.prev_sum_exec_runtime);
+
+	return ran < now - since ? now - ran : since;
+}
+
 /* The four-argument form is since 5.18, commit fa2c3254d7cf "sched/tracing: Don't re-read p->state when emitting
  * sched_switch event"; READ(prev, __state) read here may already say TASK_WAKING. */
 TRACEPOINT(sched_switch, on_switch, bool preempt, struct task_struct *prev, struct task_struct *next, unsigned int prev_state)
@@ -305,6 +298,10 @@ TRACEPOINT(sched_switch, on_switch, bool preempt, struct task_struct *prev, stru
 	if (!t)
 		return 0;
 	now = bpf_ktime_get_ns();
+	if (p && p->off_mono_ns && !p->leaving) {
+		dequeue(p);
+		switch_in(prev, p, c, cpu, 0, t->floor_ns ?: short_wait_ns, came_unseen_at(prev, p, now));
+	}
 	if (n)
 		dequeue(n);
 	if (c->waiters > 0 || c->owed) {

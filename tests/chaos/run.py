@@ -20,7 +20,7 @@ from tests.chaos.scene import Row, Scene, until
 #: No request, and no call into the client, may take longer: what the faults' own makers take is far below.
 LONGEST_MS = 1000.0
 #: Resident memory that the agent stays below whatever is done to it: at MemoryMax, 512 MiB, the kernel ends it.
-RSS_BOUND_MIB = 480.0
+RSS_BOUND_MIB = 400.0
 #: Descriptors and threads that may be more after a fault than at the start: a segment, spools, connections kept.
 MORE_FDS, MORE_THREADS = 8, 4
 

@@ -51,12 +51,8 @@ def voluntary(cycles: np.ndarray) -> np.ndarray:
 
 
 def seams(cycles: np.ndarray) -> np.ndarray:
-    """Between which turns of a thread something was lost.
-
-    Not before a turn that begins as it ends: that it came onto a CPU this kernel did not say (decision 1).
-    """
-    begins = cycles["run_mono_ns"][1:]
-    return (begins != cycles["on_mono_ns"][:-1]) & (begins != cycles["off_mono_ns"][1:])
+    """Between which turns of a thread something was lost."""
+    return np.asarray(cycles["run_mono_ns"][1:] != cycles["on_mono_ns"][:-1])
 
 
 def _begun_to_wait(sleeper: Program) -> int:
