@@ -23,9 +23,9 @@ for line in sys.stdin:
 
 
 @contextlib.contextmanager
-def sleeping_on_order() -> Iterator[Program]:
+def sleeping_on_order(cpu: int | None = None) -> Iterator[Program]:
     """It waits for its orders, in read(2)."""
-    with program(_SLEEPS) as running:
+    with program(_SLEEPS, cpu=cpu) as running:
         running.go()
         assert running.line() == "begun"
         _begun_to_wait(running)

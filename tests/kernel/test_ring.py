@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 
 import numpy as np
@@ -64,8 +63,7 @@ def test_the_record_that_makes_a_ring_half_full_wakes_the_reader(open_source: Ca
     # GIVEN rings of 75 records
     source = open_source(cycle_ring_bytes=1 << 14, short_wait_ns=0)
     assert source._loaded.rings["cycle_rings"][0].capacity == 75
-    with sleeping_on_order() as sleeper:
-        os.sched_setaffinity(sleeper.pid, {LAST_CPU})
+    with sleeping_on_order(LAST_CPU) as sleeper:
         source.follow([sleeper.pid])
         for _ in range(2):
             sleep_23_times(sleeper)

@@ -349,10 +349,10 @@ def _sleeps(source: BpfSource, pid: int) -> bool:
 
 
 def test_a_full_ring_is_counted_and_leaves_a_seam(open_source: Callable[..., BpfSource]) -> None:
-    # GIVEN rings of one page, which nobody drains
+    # GIVEN a ring of one page, which nobody drains
     source = open_source(cycle_ring_bytes=4096, short_wait_ns=0)
     recorder = Recorder(source)
-    with sleeping_on_order() as sleeper:
+    with sleeping_on_order(LAST_CPU) as sleeper:
         source.follow([sleeper.pid])
         waited = sum(sleep_23_times(sleeper) for _ in range(5))
         recorder.drain()
@@ -365,7 +365,8 @@ def test_a_full_ring_is_counted_and_leaves_a_seam(open_source: Callable[..., Bpf
     assert len(voluntary(cycles)) <= waited <= len(cycles) + lost
 
     # AND a thread that goes on afterwards does not join its last record: the seam is there to be seen
-    with program("for i in range(60): time.sleep(0.0005)\nsys.stdin.readline()\ntime.sleep(0.001)") as sleeper:
+    body = "for i in range(60): time.sleep(0.0005)\nsys.stdin.readline()\ntime.sleep(0.001)"
+    with program(body, cpu=LAST_CPU) as sleeper:
         source.follow([sleeper.pid])
         sleeper.go()
         eventually(lambda: _reads_again(source, sleeper.pid), "the ring has overflown")
