@@ -283,7 +283,7 @@ TRACEPOINT(sched_switch, on_switch, bool preempt, struct task_struct *prev, stru
 	struct follow *p = READ(prev, pid) ? storage_of(prev) : 0;
 	struct follow *n = READ(next, pid) ? storage_of(next) : 0;
 	struct cpu_slice *slice;
-	bool sliced = false;
+	bool sliced = false, kept;
 	struct tuning *t;
 	u64 now;
 
@@ -298,7 +298,8 @@ TRACEPOINT(sched_switch, on_switch, bool preempt, struct task_struct *prev, stru
 	if (!t)
 		return 0;
 	now = bpf_ktime_get_ns();
-	if (p && p->off_mono_ns && !p->leaving) {
+	kept = p && !released(p);
+	if (kept && p->off_mono_ns) {
 		dequeue(p);
 		switch_in(prev, p, c, cpu, 0, t->floor_ns ?: short_wait_ns, came_unseen_at(prev, p, now));
 	}
@@ -321,7 +322,7 @@ TRACEPOINT(sched_switch, on_switch, bool preempt, struct task_struct *prev, stru
 	}
 	if (p && prev_state & TASK_DEAD)
 		TASK_HAS_ENDED(&follows, prev);
-	else if (p && !released(p))
+	else if (kept)
 		switch_out(prev, p, c, cpu, preempt, prev_state, now);
 	if (c->waiters > 0) {
 		if (!t->no_slices)
