@@ -5,6 +5,7 @@ Served from the agent's own loop without blocking: a slow or silent client is cu
 
 from __future__ import annotations
 
+import contextlib
 import json
 import socket
 import time
@@ -19,6 +20,9 @@ PATIENCE_S = 2.0
 MAX_LINE = 4096
 #: Who asks at a time; more are refused: some wait minutes for their answer, each with a descriptor of the agent.
 MAX_CLIENTS = 64
+
+#: Connections accepted in one poll.
+_AT_ONCE = 16
 
 Answer = dict[str, Any]
 #: What a handler makes of a request: called each poll until it returns an answer.
@@ -58,19 +62,22 @@ class ControlServer:
         return bool(self._clients)
 
     def poll(self) -> None:
-        try:
-            connection, _ = self._listener.accept()
-            connection.setblocking(False)
-            client = _Client(connection)
-            self._clients.append(client)
-            if len(self._clients) > MAX_CLIENTS:
-                self._finish(client, {"ok": False, "error": f"{MAX_CLIENTS} others ask already"})
-        except OSError:
-            pass
+        with contextlib.suppress(OSError):
+            for _ in range(_AT_ONCE):
+                self._accept()
         for client in list(self._clients):
             answer = self._advance(client)
             if answer is not None:
                 self._finish(client, answer)
+
+    def _accept(self) -> None:
+        """Raises :class:`OSError` where nobody wants to connect."""
+        connection, _ = self._listener.accept()
+        connection.setblocking(False)
+        client = _Client(connection)
+        self._clients.append(client)
+        if len(self._clients) > MAX_CLIENTS:
+            self._finish(client, {"ok": False, "error": f"{MAX_CLIENTS} others ask already"})
 
     def close(self) -> None:
         for client in self._clients:

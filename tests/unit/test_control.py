@@ -52,6 +52,13 @@ def asker(tmp_path: Path, line: bytes) -> socket.socket:
     return connection
 
 
+def test_many_who_connect_at_once_do_not_wait_for_one_another(server: ControlServer, tmp_path: Path) -> None:
+    with contextlib.ExitStack() as stack:
+        asking = [stack.enter_context(asker(tmp_path, b'{"do": "health"}\n')) for _ in range(13)]
+        server.poll()
+        assert [json.loads(each.recv(1000)) for each in asking] == [{"ok": True}] * 13
+
+
 def test_work_goes_on_while_its_asker_waits_and_is_answered(
     server: ControlServer, job: Job, tmp_path: Path
 ) -> None:
