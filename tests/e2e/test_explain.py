@@ -370,8 +370,12 @@ def test_a_native_pool_thread_that_gets_no_cpu_is_why_the_run_waits(
     slow = [v for v in verdicts if v.request.wall_ns > v.like.threshold_ns and v.like.n >= 20]
     slow = [v for v in slow if v.cause is not Cause.STEAL]
     assert len(slow) >= 5
-    right = [v for v in slow if v.cause is Cause.RUN_QUEUE and v.culprit and v.culprit.pid in hogs]
-    assert len(right) >= 0.8 * len(slow), [v.sentence for v in slow if v not in right]
+    queued = [v for v in slow if v.cause is Cause.RUN_QUEUE and v.culprit]
+    right = [v for v in queued if v.culprit.pid in hogs]
+    # but for those that ran while the agent judged beside them, on the caller's CPU: longer than any one hog
+    beside = [v for v in queued if v.culprit.pid == agent.process.pid]
+    assert len(right) >= 0.6 * len(slow), [v.sentence for v in slow if v not in right]
+    assert len(right) + len(beside) >= 0.9 * len(slow), [v.sentence for v in slow if v not in right]
     assert any("which" in v.sentence and "waited for" in v.sentence for v in right)
 
 

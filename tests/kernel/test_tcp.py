@@ -343,7 +343,9 @@ def test_lost_segments_are_counted_and_timed_as_tc_counts_them(seen: Seen) -> No
     again = waits[waits["retransmits"] > 0]
     assert 0 < again["retransmits"].sum() <= dropped
     assert (again["retransmit_mono_ns"] > again["from_mono_ns"]).all()
-    assert (again["retransmit_mono_ns"] < again["to_mono_ns"]).all()
+    # one that comes on another CPU while the record is made counts as the end of the wait
+    assert (again["retransmit_mono_ns"] <= again["to_mono_ns"]).all()
+    assert (again["retransmit_mono_ns"] < again["to_mono_ns"]).any()
     last = waits[-1]
     assert last["op"] == SocketOp.RECEIVE
     assert last["srtt_us"] == round(float(said["rtt"].split("/")[0]) * 1000)
