@@ -17,7 +17,7 @@ import signal
 import socket
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -50,21 +50,18 @@ from tailspan.export.otlp import configured
 from tailspan.export.prometheus import Metrics
 from tailspan.export.pulse import Pulse
 from tailspan.export.tally import Tally
-from tailspan.pipeline import SLICE_S, Moment, Pipeline
+from tailspan.judging import Judging
+from tailspan.pipeline import Judged, Moment, Pipeline
 from tailspan.probing import Probing
 from tailspan.publisher import Publisher
 from tailspan.timeline.evidence import Meta, Table
 from tailspan.timeline.handover import Handover
-from tailspan.timeline.inbox import Received
 from tailspan.timeline.peers import Peers
 from tailspan.timeline.tables import LOSS_CLIENT, LOSS_WINDOW
 from tailspan.wire.events import RecordClass
 
 logger = logging.getLogger(__name__)
 
-#: Messages waiting to be judged; beyond it new ones are counted and dropped.
-MAX_PENDING = 50_000
-_OVER = object()
 #: What a tick shall find: a share of a ring, or so many messages of workers. Twice that share wakes it.
 SHALL_FILL, SHALL_READ = 1 / 4, 32
 #: The longest rest for it, in ``agent.tick_ms``.
@@ -91,12 +88,8 @@ class Agent:
 
     def __init__(self, config: Config, lasting: bool = False) -> None:
         self._config = config
-        self._pending: list[Received] = []
-        self._unsettled: list[Received] = []  # of the workers' socket, neither judged yet nor counted as dropped
         self._records: Counter[str] = Counter()  # by table, since the metrics were told
         self._judged_ns = 0  # the first tick says all that there is to say
-        self._judging: Iterator[None] | None = None
-        self._gone: set[int] = set()  # processes that are to be forgotten
         self._ticked_s = time.monotonic()
         self._took_s = 0.0  # from the tick before the last to the last
         self._found = 0.0  # by the last; 1 is what a tick shall find
@@ -144,7 +137,8 @@ class Agent:
             self._price = Price(self._probing, config.budget, config.window.seconds)
             tally = Tally(Path(config.store.path, "tally"))
             stack.callback(tally.close)
-            self._handover = Handover(tally, process_started, self._boot)
+            handover = Handover(tally, process_started, self._boot)
+            self._judging = Judging(self.pipeline, self._publish, handover.take)
             self._publisher = Publisher(config, self._host, self.metrics, tally, self._pulse, self._tls)
             stack.callback(self._publisher.close)
             self._receiver = self._open_receiver(config)
@@ -207,9 +201,10 @@ class Agent:
         """Judge what has come in: the last requests before a stop are explained too."""
         self._pulse.stopping()
         self._price.stop()
+        self._judging.finish()
         self._judged_ns = 0
         self.tick()
-        self._go_on_judging(math.inf)
+        self._judging.finish()
         self._report()  # what was dropped of the last ones too
 
     def tick(self) -> None:
@@ -222,38 +217,38 @@ class Agent:
             self._probing.hear([peer.pid for peer in accepted], SOCKET)
         of_workers = self._server.read()
         self._found = len(of_workers) / SHALL_READ
-        self._unsettled += of_workers
-        self._take(of_workers)
+        self._judging.take(of_workers, of_socket=True)
         if self._receiver:
-            self._take(self._receiver.read())
+            self._judging.take(self._receiver.read(), of_socket=False)
             if met := self._receiver.connected():
                 self._probing.hear(met, OTLP)
         due = time.monotonic_ns() - self._judged_ns >= self._config.agent.judge_ms * 1_000_000
+        to_judge = due and self._judging.is_due()
         # Look at open intervals before the rings are drained: a turn that ends in between is then in a record.
         paused = self._probing.is_off
         to_grade = due and not paused and self._watch.due(time.monotonic_ns())
-        open_threads = self._probing.look() if to_grade or (due and self._pending) else None
+        open_threads = self._probing.look() if to_grade or (to_judge and self._judging.waits) else None
         self._drain(thorough=due)
         if due:
             self._judged_ns = time.monotonic_ns()
             self.pipeline.window.samples.append(self._cpus.take(self._judged_ns))
             self._look_at_gpus()
             self.pipeline.lose(self._server.take_losses())
-            if open_threads is not None:
+            self._look_for_gone()
+            if to_judge and open_threads is not None:
                 if not paused:
                     self.pipeline.threads.see(open_threads)
                     self.pipeline.threads.forget_missing(open_threads)
-                self._judge(open_threads)
+                self._judging.begin(Moment(open_threads, self._meta(), self._cgroups.path, self._identities.of))
             if to_grade and open_threads is not None:
                 self._grade(open_threads)
-            self._forget_gone()
             if not paused:
                 self._look_for_targets()
             self._report()
         if not paused:
             self.syscalls.poll()
         self._price.poll()
-        self._go_on_judging(SLICE_S)
+        self._judging.go_on()
         self._control.poll()
 
     def rest(self) -> None:
@@ -265,13 +260,13 @@ class Agent:
             self._doors.poll(max(0, min(due_ns / 1e6, ALONE_S * 1e3)))
             return
         enough_s = self._took_s / self._found if self._found else math.inf
-        self.source.wait(tick_s if self._judging else max(tick_s, min(enough_s, RELAXED * tick_s)))
+        self.source.wait(tick_s if self._judging.is_on else max(tick_s, min(enough_s, RELAXED * tick_s)))
 
     @property
     def is_alone(self) -> bool:
         """Nobody is followed, connected or asks, and nothing is left to judge; nor may somebody come by OTLP."""
         there = self._server.peers or self._control.is_asked or self._following.anybody or self._receiver
-        return not (self._judging or there)
+        return not (self._judging.is_on or there)
 
     def _grade(self, open_threads: Table) -> None:
         services = {tgid: said.get("service.name", "") for tgid, said in self.pipeline.inbox.resources.items()}
@@ -282,20 +277,12 @@ class Agent:
         self._pulse.turn(health, self._publisher.not_stored(), missing)
         self.metrics.health(health)
 
-    def _forget_gone(self) -> None:
+    def _look_for_gone(self) -> None:
         gone = self._server.take_gone()
         if self._receiver:
             self._receiver.ignore({peer.pid for peer in self._server.peers.values()})
             gone |= self._receiver.take_gone(set(self.pipeline.threads.processes()))
-        self._gone |= gone
-        if not self._judging:
-            self._forget()
-
-    def _forget(self) -> None:
-        """Not while something is judged: what a process has said last would be remembered for ever."""
-        for tgid in self._gone:
-            self.pipeline.inbox.forget(tgid)
-        self._gone.clear()
+        self._judging.gone(gone)
 
     def _look_for_targets(self) -> None:
         self._following.forget_ended()
@@ -312,12 +299,6 @@ class Agent:
             self.pipeline.window.gpu_samples.append(taken.samples)
             self.pipeline.window.gpu_processes.append(taken.processes)
             self.pipeline.window.gpu_events.append(taken.events)
-
-    def _take(self, received: list[Received]) -> None:
-        room = MAX_PENDING - len(self._pending)
-        if len(received) > room:
-            self.pipeline.inbox.dropped["backlog"] += len(received) - room
-        self._pending += received[:room]
 
     def _give_up_privileges(self) -> None:
         asks = privileges.kernel_asks(self.source)
@@ -374,36 +355,10 @@ class Agent:
         if self._peers.refused and self._config.follow.peers:
             log.once_per(3600, "peers", logger, "follow.peers is reached: others that end waits are not followed")
 
-    def _judge(self, open_threads: Table) -> None:
-        """Begin to; it goes on in the next ticks, and is over before the next begins."""
-        self._go_on_judging(math.inf)
-        received, self._pending = self._pending, []
-        of_workers, self._unsettled = self._unsettled, []
-        self._judging = self._judged(received, of_workers, open_threads)
-
-    def _go_on_judging(self, cpu_s: float) -> None:
-        """For so much CPU time, and a step."""
-        until_s = time.thread_time() + cpu_s
-        while self._judging and time.thread_time() < until_s:
-            if next(self._judging, _OVER) is _OVER:
-                self._judging = None
-                self._forget()
-
-    def _judged(self, received: list[Received], of_workers: list[Received], open_threads: Table) -> Iterator[None]:
-        """Judge these, and stop after each step."""
-        try:
-            moment = Moment(open_threads, self._meta(), self._cgroups.path, self._identities.of)
-            for judged in self.pipeline.judging(received, moment):
-                if judged is None:
-                    yield
-                    continue
-                self._watch.served(judged.requests, judged.strings, judged.slow)
-                self._price.served(judged.requests)
-                self._publisher.publish(judged, on_verdicts=self.syscalls.trigger)
-        except Exception:  # whatever one worker has sent, the others are served
-            self.pipeline.inbox.dropped["judge_failed"] += len(received)
-            logger.exception("%d messages could not be judged", len(received))
-        self.pipeline.lose(self._handover.take(of_workers))
+    def _publish(self, judged: Judged) -> None:
+        self._watch.served(judged.requests, judged.strings, judged.slow)
+        self._price.served(judged.requests)
+        self._publisher.publish(judged, on_verdicts=self.syscalls.trigger)
 
     def _meta(self) -> Meta:
         offset, now_ns = clock.measure(), time.monotonic_ns()

@@ -49,6 +49,8 @@ MIN_VERDICTS = 2
 #: whole. When a turn has more requests than that pays for, some that ended one after the other stand for all.
 LEDGER_BUDGET_S = 0.005
 MIN_LEDGERS = 4
+#: So many times that, of both, where every request is kept: less than half a CPU at the usual pace of turns.
+KEEP_ALL_TIMES = 5
 #: What one takes, as long as nothing is known.
 FIRST_VERDICT_S, FIRST_LEDGER_S = 0.002, 0.0002
 #: CPU time between two moments at which judging can be put off: whoever shares the agent's CPU waits as long.
@@ -126,8 +128,10 @@ class Pipeline:
         self.window.activations.append(rows.activations)
         self.window.pauses.append(rows.pauses)
         self.lose(rows.losses)
-        for chunk in _chunks(rows):
-            yield from self._judge(chunk, moment)
+        at_once = MAX_KEPT if self._keep_all else MAX_REQUESTS
+        share = min(1.0, at_once / max(1, len(rows.requests)))
+        for chunk in _chunks(rows, at_once):
+            yield from self._judge(chunk, moment, share)
 
     def _read(self, received: list[Received]) -> Generator[None, None, Rows]:
         parts: list[Rows] = []
@@ -160,15 +164,17 @@ class Pipeline:
         losses, self._losses = self._losses, []
         return np.concatenate(losses) if losses else np.empty(0, LOSS)
 
-    def _judge(self, rows: Rows, moment: Moment) -> Iterator[Judged | None]:
+    def _judge(self, rows: Rows, moment: Moment, share: float) -> Iterator[Judged | None]:
+        """``share``: of the turn's CPU time."""
         meta = moment.meta
+        share *= KEEP_ALL_TIMES if self._keep_all else 1
         self._join(rows, moment.open_threads)
         yield None
         requests, strings = rows.requests, self.strings.all
         self._reach_ns = max(self._reach_ns, float((requests["received_mono_ns"] - began(requests)).max()))
         likes = self._baseline.likes(requests, strings)
         slow = is_slow(requests, likes)
-        sample = self._sample(len(requests))
+        sample = self._sample(len(requests), LEDGER_BUDGET_S * share)
         parts = []
         for part in _slices(sample, self._ledger_s, LEDGERS_AT_ONCE):
             parts.append(self._ledgers(self._cut(rows, part, moment)))
@@ -197,16 +203,15 @@ class Pipeline:
         yield None
         verdicts: dict[int, Verdict] = {}
         at_once = AT_ONCE if self._keep_all else VERDICTS_AT_ONCE
-        for part in _slices(self._to_judge(kept_evidence.requests), self._verdict_s, at_once):
+        chosen = self._to_judge(kept_evidence.requests, slow[kept], VERDICT_BUDGET_S * share)
+        for part in _slices(chosen, self._verdict_s, at_once):
             verdicts |= self._verdicts(kept_evidence, part)
             yield None
         yield Judged(requests, strings, slow, sample, table, kept, kept_evidence, verdicts)
 
-    def _sample(self, requests: int) -> npt.NDArray[np.int64]:
+    def _sample(self, requests: int, budget_s: float) -> npt.NDArray[np.int64]:
         """Rows of the requests to be attributed. Neighbours in time: the time that they span is short."""
-        wanted = requests
-        if not self._keep_all:
-            wanted = min(requests, max(MIN_LEDGERS, int(LEDGER_BUDGET_S / self._ledger_s)))
+        wanted = min(requests, max(MIN_LEDGERS, int(budget_s / self._ledger_s)))
         first = self._random.randint(0, requests - wanted)
         return np.arange(first, first + wanted)
 
@@ -245,11 +250,10 @@ class Pipeline:
         self.forgotten += max(0, len(candidates) - MAX_KEPT)
         return candidates[_slowest(requests[candidates], MAX_KEPT)]
 
-    def _to_judge(self, requests: Table) -> npt.NDArray[np.int64]:
-        limit = 0 if self._sheds_verdicts else len(requests)
-        if limit and not self._keep_all:
-            limit = max(MIN_VERDICTS, int(VERDICT_BUDGET_S / self._verdict_s))
-        return _slowest(requests, limit)
+    def _to_judge(self, requests: Table, slow: npt.NDArray[np.bool_], budget_s: float) -> npt.NDArray[np.int64]:
+        """Rows of the requests: of those that are slow for their like, and then of the others, the slowest."""
+        limit = 0 if self._sheds_verdicts else max(MIN_VERDICTS, int(budget_s / self._verdict_s))
+        return _slowest(requests, limit, slow)
 
     def _verdicts(self, evidence: Evidence, chosen: npt.NDArray[np.int64]) -> dict[int, Verdict]:
         before = time.thread_time()
@@ -263,10 +267,11 @@ def _slow_rule(config: Config) -> SlowRule:
     return SlowRule(int(slow.slo_ms * 1e6), slow.factor, int(slow.min_excess_ms * 1e6))
 
 
-def _slowest(requests: Table, limit: int) -> npt.NDArray[np.int64]:
-    """Rows of the slowest, in order of row."""
+def _slowest(requests: Table, limit: int, first: npt.NDArray[np.bool_] | None = None) -> npt.NDArray[np.int64]:
+    """Rows of the slowest, in order of row. ``first``: which come before all others."""
     walls = requests["end_mono_ns"] - began(requests)
-    return np.sort(np.argsort(-walls, kind="stable")[:limit])
+    keys = (-walls,) if first is None else (-walls, ~first)
+    return np.sort(np.lexsort(keys)[:limit])
 
 
 def _slices(rows: npt.NDArray[np.int64], cost_s: float, least: int) -> Iterator[npt.NDArray[np.int64]]:
@@ -276,10 +281,10 @@ def _slices(rows: npt.NDArray[np.int64], cost_s: float, least: int) -> Iterator[
         yield rows[first : first + size]
 
 
-def _chunks(rows: Rows) -> Iterator[Rows]:
-    """At most MAX_REQUESTS requests each, with their spans."""
-    for first in range(0, len(rows.requests), MAX_REQUESTS):
-        requests = rows.requests[first : first + MAX_REQUESTS]
+def _chunks(rows: Rows, size: int) -> Iterator[Rows]:
+    """At most so many requests each, with their spans."""
+    for first in range(0, len(rows.requests), size):
+        requests = rows.requests[first : first + size]
         inside = (rows.spans["request"] >= first) & (rows.spans["request"] < first + len(requests))
         spans = rows.spans[inside]
         spans["request"] -= first

@@ -102,7 +102,8 @@ class Publisher:
             )
             if self._verdicts:
                 self._verdicts.submit(verdict, judged.evidence.meta.resources.get(str(request.pid), {}))
-        for _ in range(len(judged.kept) - len(judged.verdicts)):
+        without = np.setdiff1d(judged.kept, judged.kept[list(judged.verdicts)])
+        for _ in range(np.count_nonzero(judged.slow[without])):
             self._metrics.unjudged()
         if judged.verdicts:
             on_verdicts()
@@ -144,7 +145,7 @@ class Publisher:
                 ids = verdict.request.trace_id, verdict.request.span_id
                 self._metrics.request(name, model, version, status, wall_s, *ids, verdict.outcome, verdict.cause)
             else:
-                outcome = Outcome.UNJUDGED if row in rows else None
+                outcome = Outcome.UNJUDGED if row in rows and judged.slow[row] else None
                 self._metrics.request(name, model, version, status, wall_s, outcome=outcome)
         self._count_parts(judged)
         self._metrics.joined(requests["join"])

@@ -37,11 +37,11 @@ from tailspan.collect.bpf import libbpf
 from tailspan.collect.bpf.source import OBJECT, BpfSource, Options
 from tailspan.collect.worker import PACKETS_PER_POLL, WorkerServer
 from tailspan.config import Config, Export, Store
-from tailspan.daemon import MAX_PENDING
 from tailspan.export.local import SegmentWriter
 from tailspan.export.prometheus import Metrics
 from tailspan.export.pulse import Pulse
 from tailspan.export.tally import Tally
+from tailspan.judging import MAX_WAITING
 from tailspan.pipeline import MAX_KEPT, MAX_REQUESTS, MIN_VERDICTS, VERDICT_BUDGET_S, Judged, Moment, Pipeline
 from tailspan.publisher import Publisher
 from tailspan.timeline.evidence import TABLES, Evidence, Meta, Table
@@ -548,8 +548,8 @@ def of_rate(figures: Figures) -> list[Bound]:
             "the slowest are kept, the others counted",
         ),
         Bound(
-            f"{MAX_PENDING:,} messages between two judgements",
-            MAX_PENDING * judged_per_s / of_a_process,
+            f"{MAX_WAITING:,} messages between two judgements",
+            MAX_WAITING * judged_per_s / of_a_process,
             "new ones are dropped, and counted",
         ),
         Bound(

@@ -77,11 +77,11 @@ def test_the_culprits_unit_is_stored_with_the_evidence_and_in_the_verdict() -> N
     assert "while backup (pid 9, unit cron.service) ran there" in found.verdicts[0].sentence
 
 
-def many(name: str, count: int, slow: int = -1) -> list[Received]:
+def many(name: str, count: int, slow: int = -1, wall_ms: int = 20) -> list[Received]:
     """So many requests of 20 ms, but for one of 200."""
     found = []
     for at in range(count):
-        start, wall = (1000 + at) * MS, (200 if at == slow else 20) * MS
+        start, wall = (1000 + at) * MS, (200 if at == slow else wall_ms) * MS
         request = Request(b"t" * 16, at.to_bytes(8, "big"), bytes(8), "1", name, TID, start, start + wall)
         found.append(Received(TGID, request, start + wall))
     return found
@@ -116,11 +116,36 @@ def test_when_ledgers_cost_too_much_some_requests_stand_for_all_and_a_slow_one_s
     publisher.close()
 
 
+def test_of_a_rush_every_request_is_kept_where_all_are_and_the_slow_ones_are_judged_first(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    config = load(environ={}, flags={"store.path": str(tmp_path), "store.keep": "all", "export.prometheus": ""})
+    pipeline, metrics = Pipeline(config), Metrics()
+    publisher = Publisher(config, "host", metrics, Tally(tmp_path / "tally"), Pulse())
+    list(pipeline.judge(many("often", 300) + many("long", 300, wall_ms=500), NOTHING_KNOWN))
+    for budget in ("LEDGER_BUDGET_S", "VERDICT_BUDGET_S"):
+        monkeypatch.setattr(module, budget, 1e-6)
+
+    # all of "long" take longer than the one of "often" that is slow for its like
+    rush = many("often", 200, slow=190) + many("long", 1_000, wall_ms=500)
+    turns = list(pipeline.judge(rush, NOTHING_KNOWN))
+    for turn in turns:
+        publisher.publish(turn, lambda: None)
+    publisher.close()
+
+    assert sum(len(turn.kept) for turn in turns) == 1_200
+    assert max(len(turn.kept) for turn in turns) <= module.MAX_KEPT
+    assert all(len(turn.verdicts) == module.MIN_VERDICTS for turn in turns)
+    assert 190 in turns[0].verdicts and np.flatnonzero(turns[0].slow).tolist() == [190]
+    # AND a request that is not slow passes for none because it was not judged
+    assert exposed.value(metrics, "tailspan_slow_requests_total", cause="none", outcome="unjudged") is None
+
+
 def test_however_many_messages_come_at_once_each_request_has_its_own_spans(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(module, "MESSAGES_AT_ONCE", 3)
-    monkeypatch.setattr(module, "MAX_REQUESTS", 5)
+    monkeypatch.setattr(module, "MAX_KEPT", 5)
     received = many("often", 23)
     for number, item in enumerate(received):
         assert isinstance(item.message, Request)
