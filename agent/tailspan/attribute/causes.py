@@ -87,8 +87,8 @@ CAUSES: dict[Cause, CauseInfo] = {
         "Look at who had the CPU. Another process: keep it off the worker's CPUs or limit it (`systemctl"
         " set-property --runtime batch.slice AllowedCPUs=0-3`, or `CPUQuota=200%`). The worker's own process:"
         " more busy threads than CPUs; lower their number. A kernel thread: its name says for what. `idle cpu`:"
-        " power saving, see `cpupower idle-info`. `not seen`: the record of who ran was lost; the wait is real,"
-        " its author is not known.",
+        " power saving, see `cpupower idle-info`. `not seen`: the record of who ran was lost, or the kernel did"
+        " not tell of that switch; the wait is real, its author is not known.",
         accuses=True,
     ),
     Cause.THROTTLED: CauseInfo(
