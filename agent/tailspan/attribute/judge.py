@@ -272,7 +272,9 @@ def _why(trust: Trust, request: RequestFacts) -> str:
     """Of a request that could not be seen."""
     if trust.probes_off_ns:
         return _MEASURED
-    return f"{trust.lost} records lost in its window" if request.tid else "its thread is not known"
+    if not request.tid:
+        return "its thread is not known"
+    return f"{trust.lost} records lost in its window" if trust.lost else "its thread was not followed then"
 
 
 def _because(named: Part, culprit: Culprit | None, longest: Step | None, trust: Trust) -> str:

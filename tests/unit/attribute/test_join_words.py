@@ -60,6 +60,20 @@ def test_no_thread_is_inconclusive_and_says_why() -> None:
 
 
 @pytest.mark.parametrize(
+    ("lost", "why"), [(0, "its thread was not followed then"), (7, "7 records lost in its window")]
+)
+def test_a_thread_of_which_nothing_was_seen_is_inconclusive_and_says_why(lost: int, why: str) -> None:
+    t = Timeline()
+    t.request(0, 50, TID)
+    if lost:
+        t.loss(10, 20, lost)
+    (found,) = judge(t.evidence())
+
+    assert found.outcome is Outcome.INCONCLUSIVE
+    assert found.sentence == f"Inconclusive: 50.0 of 50.0 ms could not be seen ({why})."
+
+
+@pytest.mark.parametrize(
     ("others", "words"), [(1, "another request meanwhile"), (3, "3 other requests meanwhile")]
 )
 def test_other_requests_of_an_inferred_thread_cannot_be_told_apart(others: int, words: str) -> None:
