@@ -94,12 +94,12 @@ def test_on_a_clean_debian_from_installation_to_purge(machine: Machine, packages
         assert_explained(machine, after=0)
         installed_pid = main_pid(machine)
 
-        sent_before_upgrade = sending.sent()
         apt(machine, "install", second)
+        begun_before = sending.sent()
         assert f"{__version__}-2" in machine.run("dpkg-query", "-W", "tailspan").stdout
         assert main_pid(machine) != installed_pid
         assert "slo_ms = 150.0" in machine.run("cat", "/etc/tailspan/tailspan.toml").stdout
-        assert_explained(machine, after=sent_before_upgrade)
+        assert_explained(machine, after=begun_before)
         sent, dropped, slowest_call_ms = sending.finish()
     print(f"worker: {sent} requests, {dropped} dropped, slowest call of the client {slowest_call_ms:.1f} ms")
 
