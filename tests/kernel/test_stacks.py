@@ -139,6 +139,8 @@ def test_command_ends_early_with_what_it_has(end: str, program: Path, tmp_path: 
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             env={**os.environ, "TMPDIR": str(tmp_path)},
+            # what a shell runs in the background ignores it, and so would this
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
         try:
             assert running.stderr is not None
