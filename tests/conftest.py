@@ -18,7 +18,8 @@ from _pytest.runner import runtestprotocol
 from hypothesis import settings
 
 import tailspan
-from tailspan.collect.bpf.source import BpfSource, Options
+from tailspan.collect.bpf.programs import Options
+from tailspan.collect.bpf.source import BpfSource
 from tests.workloads import stolen_ns
 
 # How long an example takes says how busy the machine is, and nothing of the code.

@@ -18,7 +18,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from tailspan.collect.bpf.source import BpfSource, Options
+from tailspan.collect.bpf.programs import Options
+from tailspan.collect.bpf.source import BpfSource
 from tailspan.wire.events import CPU_SLICE, THREAD_CYCLE, RecordClass
 from tests.bench.page import number, span, table
 from tests.bench.spread import Figures, spread

@@ -19,7 +19,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from tailspan.collect.bpf.source import BpfSource, Options
+from tailspan.collect.bpf.programs import Options
+from tailspan.collect.bpf.source import BpfSource
 from tests.bench.measured import bpf_stats, programs
 from tests.bench.page import number, span, table
 from tests.bench.spread import Figures, spread, turns
@@ -28,7 +29,8 @@ from tests.bench.storm import Storm, build, storm
 #: Runs in the process that is measured; prints when it was attached, and what it and the compiler took.
 _CHILD = """
 import json, resource, sys, time
-from tailspan.collect.bpf.source import BpfSource, Options
+from tailspan.collect.bpf.programs import Options
+from tailspan.collect.bpf.source import BpfSource
 source = BpfSource(Options(loader=sys.argv[1]))
 attached = time.monotonic_ns()
 status = dict(line.split(":", 1) for line in open("/proc/self/status"))

@@ -24,7 +24,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tailspan.collect.bpf.probes import BY_NAME
-from tailspan.collect.bpf.source import BpfSource, Options
+from tailspan.collect.bpf.programs import Options
+from tailspan.collect.bpf.source import BpfSource
 from tailspan.collect.elf import function_offsets, open_file
 from tailspan.wire.events import GpuCallKind
 from tests.bench.measured import bpf_stats, programs

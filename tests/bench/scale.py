@@ -34,7 +34,8 @@ from tailspan import pipeline as stages
 from tailspan.attribute.baseline import Baseline
 from tailspan.attribute.watch import Watch
 from tailspan.collect.bpf import libbpf
-from tailspan.collect.bpf.source import OBJECT, BpfSource, Options
+from tailspan.collect.bpf.programs import OBJECT, Options
+from tailspan.collect.bpf.source import BpfSource
 from tailspan.collect.worker import PACKETS_PER_POLL, WorkerServer
 from tailspan.config import Config, Export, Store
 from tailspan.export.local import SegmentWriter

@@ -28,7 +28,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tailspan.collect.bpf.source import BpfSource, Options
+from tailspan.collect.bpf.programs import Options
+from tailspan.collect.bpf.source import BpfSource
 from tailspan.errors import CannotError
 from tests.bench import others
 from tests.bench.measured import EMPTY, RunTimes, bpf_stats, empty_program, programs

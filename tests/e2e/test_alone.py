@@ -11,7 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from tailspan import config, daemon
+from tailspan import agent as module
+from tailspan import config
+from tailspan.agent import Agent
+from tailspan.collect.bpf.programs import Programs
 
 pytestmark = [pytest.mark.kernel, pytest.mark.e2e]
 
@@ -20,8 +23,8 @@ FOR_EVER_S = 50.0
 
 
 @pytest.fixture
-def agent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[daemon.Agent]:
-    monkeypatch.setattr(daemon, "ALONE_S", FOR_EVER_S)
+def agent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Agent]:
+    monkeypatch.setattr(module, "ALONE_S", FOR_EVER_S)
     flags = {
         "agent.judge_ms": "60000",
         "agent.control": f"{tmp_path}/control",
@@ -29,16 +32,14 @@ def agent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[daemon.Ag
         "store.path": f"{tmp_path}/store",
         "export.prometheus": "",
     }
-    agent = daemon.Agent(config.load(Path(os.devnull), {}, flags))
+    agent = Agent(config.load(Path(os.devnull), {}, flags), Programs())
     agent.tick()
     yield agent
     agent.close()
 
 
 @pytest.mark.parametrize(("door", "kind"), [("worker", socket.SOCK_SEQPACKET), ("control", socket.SOCK_STREAM)])
-def test_who_connects_ends_its_rest(
-    agent: daemon.Agent, tmp_path: Path, door: str, kind: socket.SocketKind
-) -> None:
+def test_who_connects_ends_its_rest(agent: Agent, tmp_path: Path, door: str, kind: socket.SocketKind) -> None:
     # GIVEN an agent that rests, as nobody is there
     with socket.socket(socket.AF_UNIX, kind) as stranger:
         began_s = time.monotonic()
@@ -52,7 +53,7 @@ def test_who_connects_ends_its_rest(
         assert time.monotonic() - began_s < FOR_EVER_S / 2
 
 
-def test_it_is_alone_again_when_all_have_gone(agent: daemon.Agent, tmp_path: Path) -> None:
+def test_it_is_alone_again_when_all_have_gone(agent: Agent, tmp_path: Path) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as stranger:
         stranger.connect(f"{tmp_path}/control")
         agent.tick()

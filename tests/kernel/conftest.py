@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import pytest
 
-from tailspan.collect.bpf.source import BpfSource, Options
+from tailspan.collect.bpf.programs import Options
+from tailspan.collect.bpf.source import BpfSource
 
 
 class Recorder:

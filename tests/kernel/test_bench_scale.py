@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from tailspan.collect.bpf.source import Options
+from tailspan.collect.bpf.programs import Options
 from tests.bench import page, scale
 
 pytestmark = pytest.mark.kernel

@@ -11,7 +11,8 @@ import pytest
 
 from tailspan.collect.bpf import loader as loaders
 from tailspan.collect.bpf.probes import PROBES
-from tailspan.collect.bpf.source import BpfSource, Options
+from tailspan.collect.bpf.programs import Options
+from tailspan.collect.bpf.source import BpfSource
 from tailspan.errors import CannotError
 from tailspan.wire.events import CycleFlags
 from tests.conftest import eventually

@@ -10,7 +10,8 @@ import pytest
 
 from tailspan.collect.bpf import btf, preflight
 from tailspan.collect.bpf.btf import VMLINUX
-from tailspan.collect.bpf.source import BpfSource, Options
+from tailspan.collect.bpf.programs import Options
+from tailspan.collect.bpf.source import BpfSource
 from tailspan.errors import CannotError, ProbeError
 from tailspan.wire.events import LAYOUTS
 from tests.kernel.sleeper import sleep_23_times, sleeping_on_order, voluntary

@@ -71,7 +71,8 @@ _FOLDERS = {"CACHE_DIRECTORY": "/var/cache/tailspan-kernels", "TMPDIR": "/var/tm
 _START = """
 import json, resource, sys, time
 began = time.monotonic()
-from tailspan.collect.bpf.source import BpfSource, Options
+from tailspan.collect.bpf.programs import Options
+from tailspan.collect.bpf.source import BpfSource
 source = BpfSource(Options(loader=sys.argv[1]))
 took = time.monotonic() - began
 status = dict(line.split(":", 1) for line in open("/proc/self/status") if ":" in line)

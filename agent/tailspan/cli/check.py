@@ -15,7 +15,7 @@ from tailspan.config import Config
 from tailspan.errors import CannotError
 
 if TYPE_CHECKING:
-    from tailspan.collect.bpf.source import ProbeStatus
+    from tailspan.collect.bpf.programs import ProbeStatus
     from tailspan.timeline.gpus import GpuHost
     from tailspan.views.check import Fact, ProbeReport, State
 
@@ -57,7 +57,8 @@ def call(args: argparse.Namespace) -> int:
 def _probes(loaded: Config) -> tuple[list[ProbeReport], Fact, str]:
     """Probe by probe, what loaded them, and why none could be had at all."""
     from tailspan.collect.bpf.probes import PROBES
-    from tailspan.collect.bpf.source import BpfSource, Options, ProbeStatus
+    from tailspan.collect.bpf.programs import Options, ProbeStatus
+    from tailspan.collect.bpf.source import BpfSource
     from tailspan.views.check import Fact
 
     wanted = loaded.probes.loader

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 
 from tailspan import log
 from tailspan.cli import arguments
@@ -24,8 +23,6 @@ def add(commands: Commands[Parser]) -> None:
 
 
 def call(args: argparse.Namespace) -> int:
-    # The threads that numpy would start when it is imported are of no use here, and would keep all privileges.
-    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     from tailspan.daemon import run
 
     given = {"store.path": args.store, "store.keep": args.keep}

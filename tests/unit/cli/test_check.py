@@ -10,7 +10,7 @@ import pytest
 from tailspan.cli import check
 from tailspan.collect.bpf import source
 from tailspan.collect.bpf.probes import PROBES
-from tailspan.collect.bpf.source import Options, ProbeStatus
+from tailspan.collect.bpf.programs import Options, ProbeStatus
 from tailspan.collect.nvml import calls, events
 from tailspan.errors import CannotError
 from tests.unit.cli.conftest import Run

@@ -13,7 +13,7 @@ from tailspan.collect.bpf import compiler
 from tailspan.collect.bpf.bccobject import with_maps
 from tailspan.collect.bpf.btf import Btf
 from tailspan.collect.bpf.headers import Headers
-from tailspan.collect.bpf.source import OBJECT
+from tailspan.collect.bpf.programs import OBJECT
 from tailspan.errors import CannotError, ProbeError
 
 SCHED = """\

@@ -10,7 +10,7 @@ import pytest
 
 from tailspan.collect.bpf import headers
 from tailspan.collect.bpf.btf import elf_section
-from tailspan.collect.bpf.source import OBJECT
+from tailspan.collect.bpf.programs import OBJECT
 from tailspan.errors import CannotError
 
 RELEASE = "6.12.107-test"

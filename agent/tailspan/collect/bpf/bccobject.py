@@ -69,8 +69,7 @@ class BccObject:
         self._map_fds: dict[str, int] = {}
         self._program_fds: dict[str, int] = {}
         self._walking = threading.Lock()
-        self.why = ""
-        self.lacks: tuple[str, ...] = ()
+        self.remarks: tuple[str, ...] = ()
 
     def close(self) -> None:
         for fd in (*self._program_fds.values(), *self._map_fds.values()):
@@ -102,7 +101,7 @@ class BccObject:
         numbers = {name: number for number, name in enumerate(self._shapes, 1)}
         names = (*self._programs, "find_registers")
         compiled = compile_programs(names, numbers, self._vmlinux)
-        self.why, self.lacks = compiled.why, compiled.lacks
+        self.remarks = (compiled.why, *compiled.lacks)
         self._make_maps()
         fds = {number: self._map_fds[name] for name, number in numbers.items()}
         for name in names:

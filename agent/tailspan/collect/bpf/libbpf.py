@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import os
 import platform
 import struct
+from collections.abc import Iterator
 from ctypes import (
     POINTER,
     byref,
@@ -100,6 +102,16 @@ class _Library:
         self._libc.vsnprintf.argtypes = (c_char_p, c_size_t, c_char_p, c_void_p)
         self._print = _PRINT(self._keep)  # held here: libbpf keeps the bare pointer
         self.dll.libbpf_set_print(self._print)
+
+    @contextlib.contextmanager
+    def unheard(self) -> Iterator[None]:
+        """Nothing that it says is kept meanwhile. To hear it, the interpreter has to be had for each of thousands
+        of messages, most of which are not kept either."""
+        self.dll.libbpf_set_print(_PRINT())
+        try:
+            yield
+        finally:
+            self.dll.libbpf_set_print(self._print)
 
     def _keep(self, level: int, format_: bytes, arguments: int) -> int:
         if level < 2:  # LIBBPF_WARN, LIBBPF_INFO
@@ -416,6 +428,8 @@ class _UprobeOptions(ctypes.Structure):
 
 class BpfObject:
     """An object file: opened, then adjusted, then loaded once."""
+
+    remarks: tuple[str, ...] = ()
 
     def __init__(self, path: Path) -> None:
         self._dll = library().dll

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Literal, Protocol
 
 from tailspan.collect.bpf import btf
-from tailspan.collect.bpf.bccobject import BccObject
 from tailspan.collect.bpf.libbpf import BpfObject, Map, Uprobes
 from tailspan.collect.bpf.probes import PROBES
 from tailspan.errors import CannotError
@@ -32,6 +31,8 @@ class Link(Protocol):
 
 class ProgramObject(Protocol):
     """All programs: adjusted, then loaded once. Whatever fails raises :class:`ProbeError`."""
+
+    remarks: tuple[str, ...]  #: once loaded: what it was made of, and what it cannot tell
 
     def close(self) -> None: ...
 
@@ -73,6 +74,8 @@ class Choice:
         """``programs``: name -> what it attaches to."""
         if self.loader == "core":
             return BpfObject(path)
+        from tailspan.collect.bpf.bccobject import BccObject  # few kernels need it, and all that it imports
+
         return BccObject(path, programs, vmlinux)
 
 

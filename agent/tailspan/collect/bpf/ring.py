@@ -14,6 +14,31 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
+from tailspan.wire.events import (
+    BLOCK_REQUEST,
+    CONNECTION,
+    CPU_SLICE,
+    GPU_CALL,
+    INCIDENT,
+    SOCKET_WAIT,
+    SYSCALL_RECORD,
+    THREAD_CYCLE,
+    THREAD_EVENT,
+    RecordClass,
+)
+
+RINGS = {  # map, with a ring for each CPU -> (record class, dtype)
+    "cycle_rings": (RecordClass.CYCLE, THREAD_CYCLE),
+    "slice_rings": (RecordClass.SLICE, CPU_SLICE),
+    "thread_rings": (RecordClass.THREAD, THREAD_EVENT),
+    "syscall_rings": (RecordClass.SYSCALL, SYSCALL_RECORD),
+    "socket_rings": (RecordClass.SOCKET, SOCKET_WAIT),
+    "connection_rings": (RecordClass.CONNECTION, CONNECTION),
+    "block_rings": (RecordClass.BLOCK, BLOCK_REQUEST),
+    "incident_rings": (RecordClass.INCIDENT, INCIDENT),
+    "gpu_call_rings": (RecordClass.GPU_CALL, GPU_CALL),
+}
+
 _HEADER = 8
 
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import re
 import resource
 import select
 import struct
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -16,93 +16,27 @@ import numpy as np
 import numpy.typing as npt
 
 from tailspan.collect import kin
-from tailspan.collect.bpf import btf, libbpf
-from tailspan.collect.bpf.bccobject import BccObject
-from tailspan.collect.bpf.loader import Link, ProgramObject, choose
-from tailspan.collect.bpf.preflight import check_layouts, cpu_controller_is_v1, require_privilege
-from tailspan.collect.bpf.probes import PROBES, Probe
-from tailspan.collect.bpf.ring import Ring, drain
-from tailspan.collect.bpf.shapes import call_shapes
+from tailspan.collect.bpf import libbpf
+from tailspan.collect.bpf.loader import Link, ProgramObject
+from tailspan.collect.bpf.probes import PROBES
+from tailspan.collect.bpf.programs import Options, Programs
+from tailspan.collect.bpf.ring import RINGS, Ring, drain
 from tailspan.errors import CannotError, ProbeError
 from tailspan.timeline.tables import LOSS
-from tailspan.wire.events import (
-    BLOCK_REQUEST,
-    CONNECTION,
-    CPU_SLICE,
-    GPU_CALL,
-    INCIDENT,
-    SOCKET_OWNER,
-    SOCKET_WAIT,
-    SYSCALL_HIST,
-    SYSCALL_KEY,
-    SYSCALL_RECORD,
-    THREAD_CYCLE,
-    THREAD_EVENT,
-    THREAD_STATE,
-    RecordClass,
-)
+from tailspan.wire.events import SOCKET_OWNER, SYSCALL_HIST, SYSCALL_KEY, THREAD_STATE, RecordClass
 
 Table = npt.NDArray[np.void]
 
-OBJECT = Path(__file__).resolve().parents[2] / "_bpf" / "tailspan.bpf.o"
-
-#: clock_gettime(2); its resolution is a tick of the kernel. Python's time module does not name it.
-_CLOCK_MONOTONIC_COARSE = 6
-
 #: Rings that fill slowly, and that nothing is judged by between two thorough drains.
 _SLOW_RINGS = ("syscall_rings", "connection_rings", "incident_rings")
-_RINGS = {  # map -> (record class, dtype)
-    "cycle_rings": (RecordClass.CYCLE, THREAD_CYCLE),
-    "slice_rings": (RecordClass.SLICE, CPU_SLICE),
-    "thread_rings": (RecordClass.THREAD, THREAD_EVENT),
-    "syscall_rings": (RecordClass.SYSCALL, SYSCALL_RECORD),
-    "socket_rings": (RecordClass.SOCKET, SOCKET_WAIT),
-    "connection_rings": (RecordClass.CONNECTION, CONNECTION),
-    "block_rings": (RecordClass.BLOCK, BLOCK_REQUEST),
-    "incident_rings": (RecordClass.INCIDENT, INCIDENT),
-    "gpu_call_rings": (RecordClass.GPU_CALL, GPU_CALL),
-}
-
-
 #: Maps that say what goes on now: they are worth nothing once nobody has looked for a while. The last three are
 #: tables with one of the loaders only.
 _OF_THE_MOMENT = ("cpus", "deep_sleepers", "issues", "follows", "conns", "listeners")
-
 
 #: The map's, and a copy of it for each of its two mappings, which Python's mmap keeps.
 _FILES_PER_RING = 3
 #: Programs, links, maps, sockets, logs and spools; and connections, which are bounded.
 _OTHER_FILES = 512
-
-
-@dataclass(slots=True)
-class Options:
-    object_path: Path = OBJECT
-    vmlinux: Path = btf.VMLINUX
-    loader: Literal["auto", "core", "bcc"] = "auto"  #: "auto": core where the kernel has BTF
-    disabled: frozenset[str] = frozenset()  #: probe names not to load at all
-    cycle_ring_bytes: int = 1 << 20  #: per CPU; 4,854 records, at 15 ms a drain 320,000 records/s
-    slice_ring_bytes: int = 1 << 19
-    thread_ring_bytes: int = 1 << 16
-    syscall_ring_bytes: int = 1 << 16
-    socket_ring_bytes: int = 1 << 18
-    connection_ring_bytes: int = 1 << 16
-    block_ring_bytes: int = 1 << 19
-    incident_ring_bytes: int = 1 << 14
-    gpu_call_ring_bytes: int = 1 << 17
-    short_wait_ns: int = 10_000
-    syscall_floor_ns: int = 1_000_000
-    socket_floor_ns: int = 1_000_000
-
-
-@dataclass(slots=True)
-class ProbeStatus:
-    probe: Probe
-    attached: bool = False
-    loaded: bool = False
-    why: str = ""  #: why it is not there, or not all of it, or not in every process; "" when it is
-    partly: str = ""  #: why not all of it can be there
-    mend: str = ""
 
 
 @dataclass(slots=True)
@@ -148,43 +82,40 @@ class _Loaded:
 class BpfSource:
     """The constructor raises :class:`CannotError` when a required probe cannot be had, and says how to mend it."""
 
-    def __init__(self, options: Options | None = None) -> None:
-        self.options = options or Options()
-        self.status = {probe.name: ProbeStatus(probe) for probe in PROBES}
+    def __init__(self, options: Options | None = None, programs: Programs | None = None) -> None:
+        """``programs``: that are being loaded already, with options of their own."""
+        programs = programs or Programs(options)
         self._lost = np.zeros(RecordClass.COUNT, np.int64)
         self._counted_ns = time.monotonic_ns()  # when the loss counters were last read
-        self._cpus = libbpf.possible_cpus()
         self._asking = threading.Lock()  # one port is asked for at a time
         self._half_full = select.epoll()  # rings that have become so
         self._only_threads: set[int] = set()  # tgids that are followed without their children
         self._pause: _Pause | None = None
         self._tuning = (0, False)
-        check_layouts(self.options.object_path)
-        self._choice = choose(self.options.loader, self.options.vmlinux)
-        require_privilege()
-        self._rule_out_missing(self._choice.kernel)
-        self._loaded = self._load()
+        self._programs, self._cpus, self.status = programs, programs.cpus, programs.status
+        self._loaded = _Loaded(programs.loaded())
         try:
             self._make_rings()
             for probe in PROBES:
                 if probe.default and self.status[probe.name].loaded:
                     self.attach(probe.name)
-            self._require()
+            programs.require()
         except BaseException:
             self.close()
             raise
 
     @property
+    def options(self) -> Options:
+        return self._programs.options
+
+    @property
     def loader(self) -> Literal["core", "bcc"]:
-        return self._choice.loader
+        return self._programs.choice.loader
 
     @property
     def loader_why(self) -> str:
         """Why that loader; where it is bcc, also what it compiled on, and what it cannot tell. One line."""
-        object_ = self._loaded.object
-        if not isinstance(object_, BccObject):
-            return self._choice.why
-        return "; ".join((self._choice.why, object_.why, *object_.lacks))
+        return "; ".join((self._programs.choice.why, *self._loaded.object.remarks))
 
     def attach(self, name: str) -> None:
         """Attach a loaded probe; a failure is in its status, not raised. Attached twice is attached once."""
@@ -193,7 +124,7 @@ class BpfSource:
             return
         links: dict[str, Link] = {}
         try:
-            for program in () if status.probe.in_libraries else self._programs(status.probe):
+            for program in () if status.probe.in_libraries else self._programs.of(status.probe):
                 links[program] = self._loaded.object.attach(program)
         except ProbeError as error:
             for link in links.values():
@@ -249,7 +180,7 @@ class BpfSource:
         pause, self._pause = self._pause, None
         for name in [probe.name for probe in PROBES if self.status[probe.name].attached]:
             self._attach_again(name)
-        self._require()
+        self._programs.require()
         there = {tgid for tgid in pause.followed if kin.is_older(tgid, pause.ticks)}
         self._only_threads &= there
         born = kin.born_since(pause.ticks, there - self._only_threads, self._started_since(pause.mono_ns))
@@ -328,7 +259,7 @@ class BpfSource:
         """Empty the rings; those that fill slowly, and the loss counters, only when ``thorough``."""
         now = time.monotonic_ns()
         tables, fill = {}, 0.0
-        for name, (_, dtype) in _RINGS.items():
+        for name, (_, dtype) in RINGS.items():
             rings = self._loaded.rings[name] if thorough or name not in _SLOW_RINGS else []
             tables[name], fullest = drain(rings, dtype)
             fill = max(fill, fullest)
@@ -357,14 +288,14 @@ class BpfSource:
     @property
     def uprobes_are_perf_events(self) -> bool:
         """One each, which kernels want CAP_SYS_ADMIN for; else a link, which they want nothing for."""
-        return self.status["gpu"].loaded and not self._uprobe_multi
+        return self.status["gpu"].loaded and not self._programs.uprobe_multi
 
     def attach_functions(
         self, program: str, tgid: int, path: Path, sites: list[tuple[int, int]]
     ) -> libbpf.Uprobes:
         """A program of a probe ``in_libraries`` on (offset, cookie) of a file, in one process."""
         returns = program.endswith("_return")
-        return self._loaded.object.attach_uprobes(program, tgid, path, sites, returns, self._uprobe_multi)
+        return self._loaded.object.attach_uprobes(program, tgid, path, sites, returns, self._programs.uprobe_multi)
 
     def count_gpu_calls(self, tgid: int, kind: int) -> None:
         """From now on; a count that there is goes on."""
@@ -406,7 +337,7 @@ class BpfSource:
         """Program -> (ns spent, runs) since load; zeros unless ``kernel.bpf_stats_enabled`` is 1."""
         times = {}
         for status in self.status.values():
-            for program in self._programs(status.probe) if status.loaded else ():
+            for program in self._programs.of(status.probe) if status.loaded else ():
                 text = Path(f"/proc/self/fdinfo/{self._loaded.object.program_fd(program)}").read_text()
                 fields = dict(line.split(":\t", 1) for line in text.splitlines() if ":\t" in line)
                 times[program] = (int(fields.get("run_time_ns", 0)), int(fields.get("run_cnt", 0)))
@@ -426,7 +357,7 @@ class BpfSource:
         """What :meth:`pause` has taken off; on failure as :meth:`attach`."""
         status, links = self.status[name], self._loaded.links[name]
         try:
-            for program in () if status.probe.in_libraries else self._programs(status.probe):
+            for program in () if status.probe.in_libraries else self._programs.of(status.probe):
                 if program not in links:
                     links[program] = self._loaded.object.attach(program)
         except ProbeError as error:
@@ -470,113 +401,25 @@ class BpfSource:
             raise ProbeError(f"probe {probe}: {self.status[probe].why or 'it is not attached'}")
         return self._loaded.links[probe][program]
 
-    def _rule_out_missing(self, kernel: frozenset[str]) -> None:
-        for status in self.status.values():
-            probe = status.probe
-            absent = {name: needs for name, needs in self._all_programs(probe).items() if needs not in kernel}
-            missing = [needs for name, needs in absent.items() if name not in probe.optional | probe.partial]
-            partly = [needs for name, needs in absent.items() if name in probe.partial]
-            if probe.name in self.options.disabled:
-                status.why, status.mend = "disabled by configuration", "remove it from probes.disabled"
-            elif missing:
-                status.why, status.mend = _lacks(missing), "a newer kernel"
-            else:
-                status.loaded = True
-                if partly:
-                    status.partly, status.mend = _lacks(partly), "a newer kernel"
-        self._kernel = kernel
-        self._use_uprobe_multi("bpf_uprobe_multi_link" in kernel)
-
-    def _use_uprobe_multi(self, usable: bool) -> None:
-        self._uprobe_multi = usable
-        for status in self.status.values():
-            if status.probe.in_libraries and status.loaded and self.loader == "bcc" and not usable:
-                status.loaded = False
-                status.why, status.mend = "before kernel 6.10 it needs the core loader", "a kernel with BTF"
-
-    def _programs(self, probe: Probe) -> list[str]:
-        return [program for program, needs in self._all_programs(probe).items() if needs in self._kernel]
-
-    def _all_programs(self, probe: Probe) -> dict[str, str]:
-        return probe.programs | probe.bcc if self.loader == "bcc" else probe.programs
-
-    def _load(self) -> _Loaded:
-        """Load all that can be loaded: a program that the kernel refuses takes its probe out, not the others."""
-        while True:
-            self._require()
-            candidate = self._choice.open(self.options.object_path, self._needs(), self.options.vmlinux)
-            try:
-                self._prepare(candidate)
-                candidate.load()
-                if self._multi_is_usable(candidate):
-                    return _Loaded(candidate)
-                self._use_uprobe_multi(False)
-                candidate.close()
-            except ProbeError as error:
-                candidate.close()
-                self._blame(error)
-            except CannotError as error:
-                candidate.close()
-                neither = f"{self._choice.no_btf}; nor can bcc: {error}"
-                raise CannotError(neither if self._choice.no_btf else str(error)) from None
-
-    def _needs(self) -> dict[str, str]:
-        return {program: needs for probe in PROBES for program, needs in self._all_programs(probe).items()}
-
-    def _multi_is_usable(self, candidate: ProgramObject) -> bool:
-        if not self._uprobe_multi or not self.status["gpu"].loaded:
-            return True  # it is not used
-        return candidate.uprobe_multi_takes_processes("on_gpu_call")
-
-    def _prepare(self, candidate: ProgramObject) -> None:
-        for status in self.status.values():
-            wanted = self._programs(status.probe) if status.loaded else []
-            for program in self._all_programs(status.probe):
-                if program not in wanted:
-                    candidate.skip_program(program)
-                elif status.probe.in_libraries and self._uprobe_multi:
-                    candidate.use_uprobe_multi(program)
-        for name in ("cpus", *_RINGS):
-            candidate.set_max_entries(name, self._cpus)
-        candidate.set_knob("short_wait_ns", self.options.short_wait_ns)
-        candidate.set_knob("syscall_floor_ns", self.options.syscall_floor_ns)
-        candidate.set_knob("socket_floor_ns", self.options.socket_floor_ns)
-        candidate.set_knob("jiffy_ns", round(time.clock_getres(_CLOCK_MONOTONIC_COARSE) * 1e9))
-        candidate.set_knob("cpu_controller_v1", int(cpu_controller_is_v1()))
-        candidate.set_knob("call_shapes", call_shapes())
-
-    def _blame(self, error: ProbeError) -> None:
-        """Find the refused program in what libbpf said, and mark its probe."""
-        said = "\n".join(libbpf.library().messages)
-        match = re.search(r"prog '(\w+)': (?:failed to load|BPF program load failed)[^\n]*", said)
-        for status in self.status.values():
-            if match and match[1] in self._all_programs(status.probe) and status.loaded:
-                status.loaded = False
-                status.why = f"the kernel refuses program {match[1]}: {_last_verifier_line(said)}"
-                status.mend = "report it with the kernel's version"
-                return
-        raise ProbeError(f"{error}\n{said[-2000:]}")
-
-    def _require(self) -> None:
-        for status in self.status.values():
-            if status.probe.required and (not status.loaded or (status.why and not status.attached)):
-                raise CannotError(f"probe {status.probe.name}: {status.why}. {status.mend}".rstrip(". ") + ".")
-
     def _make_rings(self) -> None:
-        _allow_files(_FILES_PER_RING * len(_RINGS) * self._cpus)
-        for name, (_, dtype) in _RINGS.items():
+        _allow_files(_FILES_PER_RING * len(RINGS) * self._cpus)
+        for name, (_, dtype) in RINGS.items():
             size = getattr(self.options, name.removesuffix("s") + "_bytes")
-            outer = self._loaded.object.map(name)
             self._loaded.rings[name] = []
             for _ in range(self._cpus):
                 ring = Ring(libbpf.create_ring(size), size, dtype)
                 self._loaded.rings[name].append(ring)
                 if name not in _SLOW_RINGS:  # by edge: with any record it is readable, and only one of them wakes
                     self._half_full.register(ring.fd, select.EPOLLIN | select.EPOLLET)
-            fds = [ring.fd for ring in self._loaded.rings[name]]
-            outer.update_all(
-                struct.pack(f"<{len(fds)}I", *range(len(fds))), struct.pack(f"<{len(fds)}I", *fds), len(fds)
-            )
+        with ThreadPoolExecutor(len(RINGS)) as pool:  # each map has the kernel wait for an RCU grace period
+            list(pool.map(self._fill, RINGS))
+
+    def _fill(self, name: str) -> None:
+        """Put its rings into the map."""
+        fds = [ring.fd for ring in self._loaded.rings[name]]
+        self._loaded.object.map(name).update_all(
+            struct.pack(f"<{len(fds)}I", *range(len(fds))), struct.pack(f"<{len(fds)}I", *fds), len(fds)
+        )
 
     def _losses(self, now: int) -> Table:
         losses = self._loaded.object.map("losses")
@@ -610,14 +453,3 @@ def _allow_files(needed: int) -> None:
             f" raise it (LimitNOFILE=, ulimit -Hn) to {wanted}"
         )
     resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, most))
-
-
-def _lacks(types: list[str]) -> str:
-    return "this kernel has no " + ", ".join(sorted(name.removeprefix("btf_trace_") for name in types))
-
-
-def _last_verifier_line(said: str) -> str:
-    lines = [
-        line for line in said.splitlines() if line and not line.startswith(("libbpf", "processed", "--", ";"))
-    ]
-    return lines[-1][:200] if lines else "no reason given"
