@@ -15,7 +15,7 @@ logger = logging.getLogger(__name__)
 
 #: Messages that wait for a turn; beyond it new ones are counted and dropped.
 MAX_WAITING = 50_000
-#: CPU time at a time once a turn has not ended when the next is due: most of a CPU, and still no record is lost.
+#: CPU time at a time once a turn has not ended when the next is due: most of a CPU, with drains in between.
 LATE_SLICE_S = 0.05
 
 _OVER = object()
