@@ -9,6 +9,7 @@ from pathlib import Path
 from tailspan.attribute.judge import judge
 from tailspan.errors import NotFoundError, SegmentError
 from tailspan.export.local import Entry, SegmentReader
+from tailspan.export.semconv import OTHER
 from tests.chaos.agent import Metrics, total
 from tests.chaos.scene import Scene, until
 
@@ -89,15 +90,18 @@ def take(scene: Scene, since: Books | None = None) -> Books:
 def unjudged(before: Books, after: Books) -> int:
     """Requests that the worker has sent to one and the same agent, and that it has neither judged nor refused."""
     sent = after.made - before.made - (after.dropped - before.dropped)
-    refused = after.refused(*REFUSALS) - before.refused(*REFUSALS)
-    return sent - (after.judged() - before.judged()) - refused
+    return sent - (after.judged() - before.judged()) - (_nameless(after) - _nameless(before))
 
 
 def owing(owed: Mapping[str, int], books: Books) -> dict[str, int]:
     """Requests of strangers that the agent has neither judged nor refused, since it began."""
-    refused = books.refused(*REFUSALS)
-    short = {name: sent - books.judged(name) - refused for name, sent in owed.items()}
+    short = {name: sent - books.judged(name) - _nameless(books) for name, sent in owed.items()}
     return {name: count for name, count in short.items() if count > 0}
+
+
+def _nameless(books: Books) -> int:
+    """Requests that are refused, or judged when the metric had no room left for what their route was slow of."""
+    return books.refused(*REFUSALS) + books.judged(OTHER)
 
 
 def _read(scene: Scene, asked: int) -> Books:
