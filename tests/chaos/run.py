@@ -193,6 +193,7 @@ class Rounds:
             done.wrong.append(f"{done.uncounted} requests are neither judged nor counted")
         if owing := books.owing(self.scene.owed, after):
             done.wrong.append(f"requests of strangers are neither judged nor counted: {owing}")
+            self.scene.owed.subtract(owing)  # they are told once
         if after.heard_lost() < after.client_dropped:
             done.wrong.append(f"clients dropped {after.client_dropped}, the agent knows of {after.heard_lost()}")
 
