@@ -213,7 +213,7 @@ GOALS = (
         300,
         "ms",
         _at("startup", "ms", "attached"),
-        "imports, a third of them numpy, beside the kernel's verifier; then its RCU grace periods",
+        "imports, numpy's first, beside the kernel's verifier; then its RCU grace periods",
     ),
     Goal(
         "a verdict after its request's end",

@@ -41,12 +41,12 @@ def stamped(method, before="", after=""):
         return found
     setattr(Programs, method, outer)
 
-def begin_to_attach(method="of"):
-    inner = getattr(Programs, method)
+def begin_to_attach():
+    inner = Programs.of
     def outer(*arguments):
         if "load" in stamps: stamps.setdefault("rings", time.monotonic_ns())
         return inner(*arguments)
-    setattr(Programs, method, outer)
+    Programs.of = outer
 
 stamped("__init__", after="prepared")
 stamped("loaded", before="imports", after="load")
@@ -137,6 +137,6 @@ def render(figures: Figures) -> str:
 
 {table(["memory", "MiB"], memory)}
 
-What bounds it: importing, and what the kernel does meanwhile on another CPU: to verify the programs, a third of it
-for `on_switch`. Each kind of ring waits for an RCU grace period, all of them at once. Rings count as resident once
+What bounds it: importing, and what the kernel does meanwhile on another CPU: to verify the programs.
+Each kind of ring waits for an RCU grace period, all of them at once. Rings count as resident once
 records were written to them, twice, because each is mapped twice in a row."""
