@@ -70,7 +70,12 @@ struct css_set {
 	struct cgroup *dfl_cgrp;	       /* cgroup v2 */
 } __access;
 
+struct rq {
+	u64 clock; /* as of the last schedule(); steal and interrupts are in it */
+} __access;
+
 struct cfs_rq {
+	struct rq *rq; /* CONFIG_FAIR_GROUP_SCHED */
 	int throttle_count; /* > 0: this or an ancestor group is out of quota */
 	u64 throttled_clock_self_time; /* since 6.6: how long it has been, on its CPU, in all; grows when it ends */
 } __access;
@@ -78,7 +83,11 @@ struct cfs_rq {
 struct sched_entity {
 	struct cfs_rq *cfs_rq;
 	u64 sum_exec_runtime;
-	u64 prev_sum_exec_runtime; /* when it was last picked */
+	u64 prev_sum_exec_runtime; /* when it was last picked, be it again and again */
+} __access;
+
+struct sched_info {
+	unsigned long long last_arrival; /* on its CPU, by rq.clock; CONFIG_SCHED_INFO */
 } __access;
 
 struct pid_namespace;
@@ -235,6 +244,7 @@ struct task_struct {
 	unsigned int flags;
 	unsigned int on_cpu; /* an int; a u8 in 7.3: libbpf narrows a load only if both are unsigned */
 	struct sched_entity se;
+	struct sched_info sched_info;
 	struct task_struct *real_parent;
 	struct task_struct *group_leader;
 	struct css_set *cgroups;

@@ -263,13 +263,27 @@ static __always_inline void switch_in(struct task_struct *task, struct follow *f
 	f->ready_mono_ns = 0;
 }
 
-/* When a thread came onto its CPU that leaves it now, where nobody said so: sched_switch does not tell of every switch on
- * every kernel, and a thread may be adopted while it is switched in. Without steal, and interrupts where these are not
- * its own time. */
+/* How long ago a thread that leaves its CPU now came onto it, by the scheduler. Where that keeps no such time: how
+ * long it ran since it was last picked, which is less, for a thread may be picked again while it runs, and without
+ * steal. */
+static __always_inline u64 on_cpu_ns(struct task_struct *task)
+{
+	struct sched_info *info = &task->sched_info;
+	struct cfs_rq *queue = READ(task, se.cfs_rq);
+	struct rq *rq = EXISTS(queue, rq) ? READ_OPTIONAL(queue, rq) : 0;
+	u64 arrival = EXISTS(info, last_arrival) ? READ_OPTIONAL(info, last_arrival) : 0;
+
+	if (rq && arrival && EXISTS(rq, clock))
+		return READ_OPTIONAL(rq, clock) - arrival;
+	return READ(task, se.sum_exec_runtime) - READ(task, se.prev_sum_exec_runtime);
+}
+
+/* When a thread came onto its CPU that leaves it now, where nobody said so: sched_switch does not tell of every switch
+ * on every kernel, and a thread may be adopted while it is switched in. */
 static __always_inline u64 came_unseen_at(struct task_struct *task, struct follow *f, u64 now)
 {
 	u64 since = f->ready_mono_ns ?: f->off_mono_ns;
-	u64 ran = READ(task, se.sum_exec_runtime) - READ(task, se.prev_sum_exec_runtime);
+	u64 ran = on_cpu_ns(task);
 
 	return ran < now - since ? now - ran : since;
 }

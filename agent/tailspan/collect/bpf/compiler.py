@@ -51,6 +51,9 @@ _MEMBERS = {
     "throttled": _Member("task_struct", "linux/sched.h", "CFS_BANDWIDTH"),
     "throttle_count": _Member("cfs_rq", "", ""),
     "throttled_clock_self_time": _Member("cfs_rq", "", ""),
+    "rq": _Member("cfs_rq", "", ""),
+    "clock": _Member("rq", "", ""),
+    "last_arrival": _Member("sched_info", "linux/sched.h", "SCHED_INFO"),
     "in_memstall": _Member("task_struct", "linux/sched.h", "PSI"),
     "skc_v6_daddr": _Member("sock_common", "net/sock.h", "IPV6"),
 }
