@@ -65,7 +65,9 @@ def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> 
         passed = not any(report.failed for report in reports)
         if passed or not of_kernel or share < STOLEN_SHARE or attempt == REPEATS:
             break
-        told = f"{item.nodeid}: the hypervisor took {share:.1%} of a CPU"
+        why = next(report.longreprtext for report in reports if report.failed)
+        error = next((line for line in why.splitlines() if line.startswith("E ")), why.splitlines()[-1])
+        told = f"{item.nodeid}: the hypervisor took {share:.1%} of a CPU: {error.removeprefix('E').strip()}"
         item.config.stash.setdefault(_repeated, []).append(told)
         item._initrequest()  # type: ignore[attr-defined] # its fixtures are made anew
     for report in reports:
