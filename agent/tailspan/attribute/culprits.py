@@ -7,8 +7,9 @@ per pair. A verdict then only walks over integers.
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
 
@@ -57,6 +58,14 @@ def place(identity: Mapping[str, str]) -> str:
     return next((f"{kind} {name}" for kind, name in words.items() if name), "")
 
 
+class Way(NamedTuple):
+    """How a cause reached a request: in which thread of its critical path, and through whom."""
+
+    tid: int  #: 0: none is known
+    comm: str
+    chain: tuple[Hop, ...]  #: from ``tid`` to the thread whose cause it is; empty where that is its own
+
+
 class Witness:
     """Answers for all requests of one evidence and its account."""
 
@@ -81,18 +90,36 @@ class Witness:
 
     def culprits(self, index: int) -> dict[Cause, tuple[Culprit, ...]]:
         """By cause, of request ``index``. Largest first; equal ones by label, so that the order is stable."""
-        rows = slice(self._bounds[index], self._bounds[index + 1])
-        causes = self._account.rows["cause"][rows].tolist()
         ns: dict[int, Counter[_Pair]] = defaultdict(Counter)
-        pairs = zip(self._what[rows].tolist(), self._which[rows].tolist(), strict=True)
-        for cause, pair, amount in zip(causes, pairs, self._own[rows].tolist(), strict=True):
+        for cause, pair, _, amount in self._pieces(index):
             ns[cause][pair] += amount
-        for part, (what, which), (_, cause) in zip(self._shares, self._behind_share, SHARES, strict=True):
-            amounts = part[rows]
-            for place in np.flatnonzero(amounts).tolist():
-                ns[cause][what, int(which[rows][place])] += int(amounts[place])
         tgid = int(self._evidence.requests["tgid"][index])
         return {Cause(number): self._largest(by_pair, tgid) for number, by_pair in ns.items()}
+
+    def way(self, index: int, cause: Cause, culprit: Culprit | None) -> Way | None:
+        """How most of the cause's time reached request ``index``, or most of what ``culprit`` had of it.
+
+        None where that is no time.
+        """
+        tgid = int(self._evidence.requests["tgid"][index])
+        wanted = replace(culprit, ns=0) if culprit else None
+        links = self._account.rows["chain"]
+        ns: Counter[Way] = Counter()
+        for number, pair, row, amount in self._pieces(index):
+            if number == cause and amount and (wanted is None or self._culprit(pair, tgid) == wanted):
+                tid = int(self._tid[row])
+                ns[Way(tid, self._comms.get(tid, ""), self._chain(tid, int(links[row]), cause))] += amount
+        return max(ns, key=lambda way: ns[way], default=None)
+
+    def _pieces(self, index: int) -> Iterator[tuple[int, _Pair, int, int]]:
+        """(cause, who is behind it, row, ns) of request ``index``; the rows first, then their shares of others."""
+        rows = slice(self._bounds[index], self._bounds[index + 1])
+        causes = self._account.rows["cause"][rows].tolist()
+        pairs = zip(self._what[rows].tolist(), self._which[rows].tolist(), strict=True)
+        yield from zip(causes, pairs, range(rows.start, rows.stop), self._own[rows].tolist(), strict=True)
+        for part, (what, which), (_, cause) in zip(self._shares, self._behind_share, SHARES, strict=True):
+            for row in (rows.start + np.flatnonzero(part[rows])).tolist():
+                yield cause, (what, int(which[row])), row, int(part[row])
 
     def _largest(self, by_pair: Counter[_Pair], tgid: int) -> tuple[Culprit, ...]:
         """Different pairs may mean the same culprit: two waits for one disk."""

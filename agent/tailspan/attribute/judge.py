@@ -8,7 +8,7 @@ import numpy as np
 
 from tailspan.attribute.baseline import MIN_LIKE
 from tailspan.attribute.causes import CAUSES, N_CAUSES, Cause
-from tailspan.attribute.culprits import Witness, place
+from tailspan.attribute.culprits import Way, Witness, place
 from tailspan.attribute.facts import facts
 from tailspan.attribute.gpu_words import gpu_of, latest_sample
 from tailspan.attribute.intervals import Ints
@@ -24,7 +24,6 @@ from tailspan.attribute.verdict import (
     Outcome,
     Part,
     RequestFacts,
-    Step,
     Trust,
     Verdict,
 )
@@ -83,7 +82,7 @@ def _verdict(evidence: Evidence, index: int, witness: Witness, ns: list[int]) ->
     outcome = _outcome(trust, excess, top, like, request.wall_ns)
     named = top if outcome in (Outcome.NAMED, Outcome.OWN_WORK) else None
     culprit = _first_culprit(named) if outcome is Outcome.NAMED else None
-    longest = _longest(steps, named)
+    way = witness.way(index, named.cause, culprit) if named else None
     confidence = _confidence(trust, excess, named, culprit, like)
     if evidence.requests["join"][index] == Join.PROCESS:
         confidence = round(confidence * INFERRED, 3)
@@ -94,22 +93,16 @@ def _verdict(evidence: Evidence, index: int, witness: Witness, ns: list[int]) ->
         outcome=outcome,
         cause=named.cause if named else None,
         culprit=culprit,
-        sentence=_sentence(outcome, excess, named, culprit, like, trust, longest, request),
+        sentence=_sentence(outcome, excess, named, culprit, like, trust, way, request),
         confidence=confidence,
         excess_ns=excess,
         alternatives=_alternatives(ranked, named),
         ruled_out=_ruled_out(evidence, ns, gpu, trust),
         waterfall=steps,
         trust=trust,
-        chain=longest.chain if longest else (),
+        chain=way.chain if way else (),
         facts=facts(evidence, index, steps, gpu),
     )
-
-
-def _longest(steps: tuple[Step, ...], named: Part | None) -> Step | None:
-    """Where most of the named cause's time went in one piece."""
-    of_cause = (step for step in steps if named and step.cause is named.cause)
-    return max(of_cause, key=lambda step: step.end_ns - step.start_ns, default=None)
 
 
 def request_facts(evidence: Evidence, index: int) -> RequestFacts:
@@ -249,7 +242,7 @@ def _sentence(
     culprit: Culprit | None,
     like: Like,
     trust: Trust,
-    longest: Step | None,
+    way: Way | None,
     request: RequestFacts,
 ) -> str:
     if outcome is Outcome.INCONCLUSIVE:
@@ -265,7 +258,7 @@ def _sentence(
     against = "above normal" if like.n >= MIN_LIKE else "in all, with no baseline to compare"
     # Other parts may be below their norm: a cause never explains more than there is to explain.
     explained = min(named.excess_ns, excess)
-    return f"{ms(excess)} ms {against}. {ms(explained)} ms of it: {_because(named, culprit, longest, trust)}."
+    return f"{ms(excess)} ms {against}. {ms(explained)} ms of it: {_because(named, culprit, way, trust)}."
 
 
 def _why(trust: Trust, request: RequestFacts) -> str:
@@ -277,20 +270,20 @@ def _why(trust: Trust, request: RequestFacts) -> str:
     return f"{trust.lost} records lost in its window" if trust.lost else "its thread was not followed then"
 
 
-def _because(named: Part, culprit: Culprit | None, longest: Step | None, trust: Trust) -> str:
-    thread = f"{longest.comm} thread {longest.tid}" if longest and longest.tid else "the request"
+def _because(named: Part, culprit: Culprit | None, way: Way | None, trust: Trust) -> str:
+    thread = f"{way.comm} thread {way.tid}" if way and way.tid else "the request"
     of, where = thread, ""
-    if longest and longest.chain:
-        last = longest.chain[-1]
+    if way and way.chain:
+        last = way.chain[-1]
         of = f"{last.comm}[{last.tid}]"
-        where = f", which {thread} waited for{_through(longest.chain)},"
+        where = f", which {thread} waited for{_through(way.chain)},"
     who = described(culprit) if culprit else ""
     alone = _not_alone(named, culprit) if culprit else ""
     said = _of_cause(named.cause, f"{of}{where}", culprit, who)
     if named.cause is Cause.RUN_QUEUE and culprit is None:
         of_slices = [in_words(one) for one in trust.shed if one.step == SLICES]
         said = f"{of}{where} was ready to run, and {of_slices[0]}" if of_slices else said
-    if named.cause in (Cause.RUN_QUEUE, Cause.IRQ) and longest and _inverted(longest.chain):
+    if named.cause in (Cause.RUN_QUEUE, Cause.IRQ) and way and _inverted(way.chain):
         alone += " (priority inversion: it runs at a lower priority than who waits for it)"
     return f"{said}{alone}" if said else f"{thread}{where}: {CAUSES[named.cause].words}"
 

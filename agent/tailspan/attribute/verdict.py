@@ -166,5 +166,5 @@ class Verdict:
     ruled_out: tuple[str, ...]
     waterfall: tuple[Step, ...]
     trust: Trust
-    chain: tuple[Hop, ...] = ()  #: of the cause's longest step
+    chain: tuple[Hop, ...] = ()  #: the hops from its thread to the one that met the cause; empty: its own
     facts: tuple[str, ...] = ()  #: what else is known of its time: its connection, faults, migrations, incidents

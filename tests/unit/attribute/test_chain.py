@@ -42,6 +42,49 @@ def test_a_holder_of_the_same_priority_is_no_inversion() -> None:
     assert "inversion" not in judge(timeline.evidence())[0].sentence
 
 
+def test_the_way_that_took_most_in_all_is_told_not_the_longest_piece() -> None:
+    # GIVEN a holder that two hogs keep from its CPU by turns of 4 ms, and a longer wait of the request's own
+    timeline = Timeline()
+    timeline.request(0, 100, tid=1)
+    timeline.blocks(1, 10, 90, 90, waker=2, prio=NORMAL)
+    timeline.waits(1, 90, 98, cpu=0, prio=NORMAL)
+    timeline.slice(0, 90, 98, 600, "other")
+    timeline.waits(2, 11, 89, cpu=1, prio=NICE_10)
+    for at in range(11, 89, 4):
+        timeline.slice(1, at, min(at + 4, 89), 771 + at % 8 // 4, "hog")
+
+    # WHEN it is judged
+    verdict = judge(timeline.evidence())[0]
+
+    # THEN the holder waited while that hog ran, and nobody else
+    assert verdict.cause is Cause.RUN_QUEUE
+    assert verdict.culprit is not None and verdict.culprit.pid in (771, 772)
+    assert [hop.tid for hop in verdict.chain] == [1, 2]
+    assert f"t2[2], which t1 thread 1 waited for, was ready to run while hog (pid {verdict.culprit.pid}" in (
+        verdict.sentence
+    )
+    assert "priority inversion" in verdict.sentence
+
+
+def test_the_way_is_that_of_the_culprit_that_is_named() -> None:
+    # GIVEN most run-queue time in the holder, half of it of a neighbour that takes more from the request itself
+    timeline = Timeline()
+    timeline.request(0, 100, tid=1)
+    timeline.blocks(1, 10, 50, 50, waker=2)
+    timeline.waits(2, 11, 49, cpu=1)
+    timeline.slice(1, 11, 31, 771, "first")
+    timeline.slice(1, 31, 49, 772, "second")
+    for at in (50, 65):
+        timeline.waits(1, at, at + 12, cpu=0)
+        timeline.slice(0, at, at + 12, 772, "second")
+
+    verdict = judge(timeline.evidence())[0]
+
+    assert verdict.culprit is not None and verdict.culprit.pid == 772
+    assert verdict.chain == ()
+    assert "t1 thread 1 was ready to run while second (pid 772) ran there for 42" in verdict.sentence
+
+
 def test_two_hops_are_told_in_order() -> None:
     timeline = Timeline()
     timeline.request(0, 100, tid=1)
