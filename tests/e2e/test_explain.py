@@ -479,8 +479,10 @@ def test_a_lock_holder_that_is_preempted_is_explained_by_the_preempter_with_the_
     for verdict in right:
         assert [(hop.comm, hop.cause) for hop in verdict.chain][-1] == ("holder", Cause.RUN_QUEUE)
         assert verdict.chain[0].tid == verdict.request.tid
-        assert verdict.chain[0].cause is Cause.FUTEX
+        # The holder may be preempted in between two hashes too, when it has the interpreter's lock as well.
+        assert verdict.chain[0].cause in (Cause.FUTEX, Cause.GIL)
         assert "priority inversion" in verdict.sentence
+    assert sum(verdict.chain[0].cause is Cause.FUTEX for verdict in right) >= 0.8 * len(right)
     printed = agent.cli("explain", right[0].request.trace_id, "--store", str(agent.store))
     assert "chain: " in printed.stdout
     assert "holder[" in printed.stdout
