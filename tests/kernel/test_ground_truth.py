@@ -22,6 +22,9 @@ SECONDS = float(os.environ.get("TAILSPAN_SCHEDSTAT_S", "24"))
 #: reading and the kernel's, says nothing of the others.
 PIECES = 12
 
+#: Tries to read both while no wait ends. Among many short waits one always may.
+READINGS = 7
+
 #: Threads that sleep, work a little, and hand each other a byte: many short waits.
 MIXED = """
 def nap(ms):
@@ -47,8 +50,12 @@ def readings_of(source: BpfSource, tids: dict[int, int]) -> dict[int, tuple[int,
     """tid -> (ns waited and waits by our count, ns waited by the kernel's). ``tids``: with their processes."""
     ours, kernels = {}, {}
     for pid in set(tids.values()):
-        ours |= totals(source, pid)
-        kernels |= run_delays(pid)
+        for _ in range(READINGS):
+            before, of_kernel = totals(source, pid), run_delays(pid)
+            if totals(source, pid) == before:
+                break
+        ours |= before
+        kernels |= of_kernel
     return {tid: (*ours[tid], kernels[tid][0]) for tid in tids}
 
 
