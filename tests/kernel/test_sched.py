@@ -89,8 +89,8 @@ PREEMPTER = """
 os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))
 for _ in range(int(sys.argv[1])):
     time.sleep(0.015)
-    until = time.monotonic() + 0.002
-    while time.monotonic() < until: pass
+    until = time.thread_time() + 0.002
+    while time.thread_time() < until: pass
 """
 
 
