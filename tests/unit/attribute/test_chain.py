@@ -141,3 +141,14 @@ def test_a_circle_of_three_ends_after_a_bounded_number_of_hops() -> None:
     assert ledgers(found, 1)[0].sum() == 100 * MS
     assert 1 <= len(found.chain) <= MAX_HOPS
     assert judge(evidence)[0].cause is Cause.FUTEX
+
+
+def test_what_took_a_part_of_a_stretch_names_its_thread_too() -> None:
+    timeline = Timeline()
+    timeline.request(0, 100, tid=1)
+    timeline.waits(1, 100, 101, irq_ns=60 * MS)
+
+    verdict = judge(timeline.evidence())[0]
+
+    assert verdict.cause is Cause.IRQ
+    assert "interrupts ran on the CPU of t1 thread 1" in verdict.sentence
